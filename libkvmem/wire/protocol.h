@@ -1,0 +1,150 @@
+// What engine, daemon and kvmemctl say to each other: fixed-size messages on a SOCK_SEQPACKET Unix
+// socket, descriptors beside them (SCM_RIGHTS), identity by SO_PEERCRED.
+//
+// Two conversations use it:
+//   session   engine -> daemon requests, each answered once, in order, by a Reply.
+//   agent     daemon -> engine commands on a second socket that the engine hands over; the engine's
+//             agent thread carries them out and answers each with an AgentReply.
+//
+// Opening a session:
+//   engine: Hello                         -> Reply{session_id} + [userfaultfd device or none, lease]
+//   engine: Arm + [userfaultfd, agent]    -> Reply
+// The daemon lends /dev/userfaultfd to engines that may not open it: the descriptor is the
+// permission, USERFAULTFD_IOC_NEW works on the caller's own memory only. The lease is an open file
+// description that carries a lock: as long as any process holds it the daemon, also a restarted one,
+// keeps the session's stored pages.
+//
+// Making a region:
+//   engine: RegionCreate (+ [file] for an origin region)
+//                                         -> Reply{region_id, backing, page_count} + [memfd, table]
+//   engine maps the memfd, registers the range with its userfaultfd, then
+//   engine: RegionMapped{address}         -> Reply
+// From here the daemon answers the range's faults.
+//
+// After a daemon's restart the engine opens a session with Hello{kResume, session_id} + [lease], arms
+// it with the same userfaultfd, and gives each region back with RegionResume + [memfd, table, file].
+//
+// Forking (regions without an origin; others are mapped from their file by the child):
+//   parent: ForkBegin                     -> Reply{fork_token}; from here no write to a region
+//                                            completes until ForkEnd
+//   parent: ForkEnd{fork_token, child_pid}-> Reply
+//   child:  Hello, Arm, then for each region of the parent
+//           ForkClaim{fork_token, region_id} -> as RegionCreate; then RegionMapped at the same address
+#pragma once
+
+#include <cstdint>
+
+namespace kvmem::wire {
+
+inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr unsigned kFdsMax = 4;             // descriptors beside one message
+inline constexpr std::uint32_t kMessageMax = 256;  // bytes
+inline constexpr std::uint64_t kRegionPagesMax = std::uint64_t{1} << 24;  // 32 TiB
+
+enum class Op : std::uint16_t {
+  kHello = 1,
+  kArm = 2,
+  kRegionCreate = 3,
+  kRegionMapped = 4,
+  kRegionDestroy = 5,  // region_id
+  kRegionResume = 6,
+  kDiscard = 7,  // region_id, range: the pages read as zeroes from now on (or from their origin)
+  kAdvise = 8,
+  kForkBegin = 9,
+  kForkEnd = 10,
+  kForkClaim = 11,
+  kControl = 12,  // kvmemctl
+};
+
+enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
+
+enum class Advice : std::uint32_t {
+  kNormal = 0,
+  kHot = 1,
+  kCold = 2,
+  kSequential = 3,
+  kPin = 4,
+  kUnpin = 5,
+  kPrefetch = 6,
+};
+
+enum class ControlOp : std::uint32_t {
+  kStatus = 1,   // whole state
+  kRegions = 2,  // every region
+  kPages = 3,    // one region's pages
+  kExplain = 4,  // one page
+  kPromote = 5,
+  kDemote = 6,
+  kPin = 7,
+  kUnpin = 8,
+  kDrain = 9,  // demote everything that may move off `tier`
+  kTiers = 10,
+};
+
+// One request. Fields that an op does not name are zero; a request of another size or version is
+// refused. All integers are host-endian: both ends share a kernel.
+struct Request {
+  std::uint32_t version = kProtocolVersion;
+  Op op = Op::kHello;
+  std::uint16_t flags = 0;
+  static constexpr std::uint16_t kResume = 1;    // Hello: carry on session_id
+  static constexpr std::uint16_t kReadOnly = 2;  // RegionCreate: mapped without write permission
+
+  std::uint64_t session_id = 0;
+  std::uint64_t region_id = 0;
+  std::uint64_t address = 0;       // of page `first_page` in the engine
+  std::uint64_t first_page = 0;    // of the range within the region
+  std::uint64_t page_count = 0;
+  std::uint64_t size_bytes = 0;    // RegionCreate: bytes asked for, before rounding to pages
+  std::uint64_t origin_offset = 0; // RegionCreate: file offset of the mapping; multiple of the page
+  std::uint64_t fork_token = 0;
+  RegionKind kind = RegionKind::kAnonymous;
+  Advice advice = Advice::kNormal;
+  ControlOp control = ControlOp::kStatus;
+  std::int32_t pid = 0;            // Hello: engine's; ForkEnd: child's, negative when fork failed
+  char tag[64] = {};               // Hello: program name; RegionCreate: allocation's tag; UTF-8, 0-ended
+  std::uint64_t reserved[4] = {};
+};
+static_assert(sizeof(Request) == 192 && sizeof(Request) <= kMessageMax);
+
+struct Reply {
+  std::uint32_t version = kProtocolVersion;
+  std::int32_t error = 0;          // 0, or a negative errno; `message` says what to do
+  std::uint64_t session_id = 0;
+  std::uint64_t region_id = 0;
+  std::uint64_t page_count = 0;    // of the region
+  std::uint64_t first_page = 0;    // of the mapping within the region (an origin region is the whole file)
+  std::uint64_t fork_token = 0;
+  std::uint64_t size_bytes = 0;    // Control: bytes of JSON in the memfd that comes with the reply
+  std::uint32_t backing = 0;       // wire::Backing
+  std::uint32_t fd_count = 0;
+  char message[128] = {};          // 0-ended; human readable, only with an error or a warning
+  std::uint64_t reserved[4] = {};
+};
+static_assert(sizeof(Reply) == 224 && sizeof(Reply) <= kMessageMax);
+
+enum class AgentOp : std::uint32_t {
+  kDropMapping = 1,  // madvise(DONTNEED) the runs: the next touch is a minor fault, a heat sample
+  kPoison = 2,       // map the runs so that access raises SIGBUS: their pages are lost
+};
+
+struct AgentCommand {
+  std::uint32_t version = kProtocolVersion;
+  AgentOp op = AgentOp::kDropMapping;
+  std::uint32_t run_count = 0;
+  std::uint32_t reserved = 0;
+  struct Run {
+    std::uint64_t address = 0;
+    std::uint64_t size_bytes = 0;
+  };
+  static constexpr unsigned kRunsMax = 15;
+  Run runs[kRunsMax] = {};
+};
+static_assert(sizeof(AgentCommand) == 256);
+
+struct AgentReply {
+  std::uint32_t version = kProtocolVersion;
+  std::int32_t error = 0;
+};
+
+}  // namespace kvmem::wire
