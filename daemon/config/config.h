@@ -1,0 +1,131 @@
+// kvmemd's configuration: a TOML file over defaults, command line over both.
+//
+// Every key is described once, in the table of config.cc: how it is read, what it may be, and
+// whether a running daemon can take it over (SIGHUP). Reading never stops at the first fault: all
+// problems come back, each naming where it is, the key, what is wrong and what to write instead.
+// A Config is only usable when there was none. Percentages are already bytes or pages in it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/page.h"
+#include "config/units.h"
+
+namespace kvmem::config {
+
+inline constexpr const char* kDefaultPath = "/etc/kvmem/kvmemd.toml";
+inline constexpr const char* kDefaultSocket = "/run/kvmem/kvmemd.sock";
+inline constexpr std::uint64_t kDramBudgetMinBytes = 64 << 20;
+inline constexpr std::uint64_t kStoreMinBytes = 256 << 20;
+
+// What percentages refer to.
+struct Machine {
+  std::uint64_t memory_bytes = 0;  // MemTotal, or the smallest memory.max above this process
+
+  static Machine detect();
+};
+
+enum class HugePages : std::uint8_t {
+  kAuto,     // hugetlb pages where the pool has them, else THP or 4 KiB, said once
+  kRequire,  // regions that cannot have hugetlb pages are refused, so their engines pass through
+  kOff,      // never hugetlb
+};
+
+enum class LogLevel : std::uint8_t { kError, kWarning, kInfo, kDebug };
+
+struct Config {
+  struct Daemon {
+    std::string socket = kDefaultSocket;
+    std::uint32_t mode = 0660;  // of the socket; ignored for a socket that systemd hands over
+    std::string group;          // of the socket; empty: the daemon's own
+    std::string runtime_dir;    // locks and leases; empty in the file: the socket's directory
+  } daemon;
+  struct Dram {
+    std::uint64_t budget_bytes = 0;        // frames, all regions together; whole pages
+    std::uint64_t reserve_low_pages = 0;   // fewer free frames than this: demotion starts
+    std::uint64_t reserve_high_pages = 0;  // as many free frames as this: demotion rests
+    HugePages huge_pages = HugePages::kAuto;
+
+    std::uint64_t budget_pages() const { return budget_bytes / kPageBytes; }
+  } dram;
+  struct Nvme {
+    std::string path;  // file or block device; empty: no NVMe tier, only origin pages leave DRAM
+    std::uint64_t size_bytes = 0;
+    std::uint64_t sync_interval_ns = 0;
+  } nvme;
+  struct Quota {
+    std::uint64_t per_uid_dram_bytes = 0;
+    std::uint64_t per_uid_store_bytes = 0;
+    std::uint32_t sessions_max = 0;  // per uid
+    std::uint32_t regions_max = 0;   // per uid
+  } quota;
+  struct Policy {
+    std::optional<std::uint32_t> prefetch_depth;  // pages; empty: as deep as the disk needs
+    bool sampling = true;                         // minor-fault access sampling
+  } policy;
+  struct Log {
+    LogLevel level = LogLevel::kInfo;
+  } log;
+};
+
+// Command line values, each in place of one key. They are checked like the file's.
+struct Overrides {
+  std::optional<std::string> socket;       // --socket
+  std::optional<std::string> runtime_dir;  // --runtime-dir
+  std::optional<std::string> dram;         // --dram: dram.budget
+  std::optional<std::string> store;        // --store: nvme.path
+  std::optional<std::string> store_size;   // --store-size: nvme.size
+};
+
+struct Problem {
+  std::string where;  // "kvmemd.toml:7", "--dram", or "defaults"
+  std::string key;    // "dram.budget"; empty when the file itself cannot be read
+  std::string what;   // what is wrong
+  std::string remedy;
+
+  std::string text() const;  // "kvmemd.toml:7: dram.budget: WHAT; REMEDY"
+};
+
+struct Loaded {
+  Config config;
+  std::vector<Problem> problems;
+
+  bool ok() const { return problems.empty(); }
+};
+
+// Reads `path`. A file that is not there is a problem, except that an empty path means defaults.
+Loaded load(const std::string& path, const Machine& machine, const Overrides& overrides = {});
+
+// As load(), from text; `name` stands for the path in problems.
+Loaded parse(std::string_view text, const std::string& name, const Machine& machine,
+             const Overrides& overrides = {});
+
+// A key whose value differs between two configurations, for the word on a SIGHUP.
+struct Change {
+  const char* key = nullptr;
+  std::string from;
+  std::string to;
+  bool live = false;  // a running daemon takes it over; else it needs a restart
+};
+std::vector<Change> diff(const Config& running, const Config& wanted);
+
+// `running` with every live key taken from `wanted`.
+Config with_live_changes(const Config& running, const Config& wanted);
+
+// One row per key, in the order of the file, for documentation and `kvmemctl config keys`.
+struct KeyHelp {
+  const char* key = nullptr;
+  std::string default_value;  // as written in TOML
+  bool live = false;
+  const char* help = nullptr;
+};
+std::vector<KeyHelp> keys();
+
+// "key = value" for every key as TOML, percentages resolved.
+std::string show(const Config& config);
+
+}  // namespace kvmem::config
