@@ -26,7 +26,8 @@ inline constexpr std::uint64_t kStoreMinBytes = 256 << 20;
 struct Machine {
   std::uint64_t memory_bytes = 0;  // MemTotal, or the smallest memory.max above this process
 
-  static Machine detect();
+  // Reads /proc and /sys/fs/cgroup below `root`, which only tests give.
+  static Machine detect(const std::string& root = "");
 };
 
 enum class HugePages : std::uint8_t {
@@ -45,7 +46,7 @@ struct Config {
     std::string runtime_dir;    // locks and leases; empty in the file: the socket's directory
   } daemon;
   struct Dram {
-    std::uint64_t budget_bytes = 0;        // frames, all regions together; whole pages
+    std::uint64_t budget_bytes = kDramBudgetMinBytes;  // frames, all regions together; whole pages
     std::uint64_t reserve_low_pages = 0;   // fewer free frames than this: demotion starts
     std::uint64_t reserve_high_pages = 0;  // as many free frames as this: demotion rests
     HugePages huge_pages = HugePages::kAuto;
@@ -54,7 +55,7 @@ struct Config {
   } dram;
   struct Nvme {
     std::string path;  // file or block device; empty: no NVMe tier, only origin pages leave DRAM
-    std::uint64_t size_bytes = 0;
+    std::uint64_t size_bytes = kStoreMinBytes;
     std::uint64_t sync_interval_ns = 0;
   } nvme;
   struct Quota {
@@ -82,9 +83,10 @@ struct Overrides {
 };
 
 struct Problem {
-  std::string where;  // "kvmemd.toml:7", "--dram", or "defaults"
-  std::string key;    // "dram.budget"; empty when the file itself cannot be read
-  std::string what;   // what is wrong
+  std::uint32_t line = 0;  // in the file; 0: elsewhere
+  std::string where;       // "kvmemd.toml:7", "--dram", or "defaults"
+  std::string key;         // "dram.budget"; empty when the file itself cannot be read
+  std::string what;        // what is wrong
   std::string remedy;
 
   std::string text() const;  // "kvmemd.toml:7: dram.budget: WHAT; REMEDY"
