@@ -93,7 +93,8 @@ def generate(server, args: argparse.Namespace) -> tuple[list[dict], list[float],
         while len(times) < len(steps):
             times.append(time.monotonic())
             if args.progress:
-                print(f"token {len(times)}/{args.n_predict}", file=sys.stderr, flush=True)
+                print(f"token {len(times)}/{args.n_predict} read_bytes {read_bytes()}",
+                      file=sys.stderr, flush=True)
         return False
 
     server.handle_completions({

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 V1 = "/sys/fs/cgroup/memory"
 V2 = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
@@ -91,18 +93,41 @@ def peak_bytes(cgroup: str) -> int:
     return 0
 
 
-def run(cgroup: str, command: list[str]) -> int:
-    def enter() -> None:
-        put(f"{cgroup}/cgroup.procs", str(os.getpid()))
+def remove(cgroup: str) -> None:
+    """A killed command's pages and children can hold the cgroup for a moment."""
+    for _ in range(50):
+        try:
+            os.rmdir(cgroup)
+            return
+        except OSError:
+            time.sleep(0.1)
+    print(f"memlimit.py: could not remove {cgroup}", file=sys.stderr)
 
-    child = subprocess.Popen(command, preexec_fn=enter)
+
+def run(cgroup: str | None, command: list[str], on_line: Callable[[str], None] | None = None) -> int:
+    """The command's exit code, 128 + N for signal N. on_line gets its standard error by lines.
+
+    SIGTERM, SIGINT and SIGHUP are passed on to the command, so that ends here run.
+    """
+    def enter() -> None:
+        if cgroup:
+            put(f"{cgroup}/cgroup.procs", str(os.getpid()))
+
+    child = subprocess.Popen(command, preexec_fn=enter, text=True,
+                             stderr=subprocess.PIPE if on_line else None)
 
     def pass_on(signum: int, _frame) -> None:
         child.send_signal(signum)
 
-    for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(s, pass_on)
-    code = child.wait()
+    old = {s: signal.signal(s, pass_on) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        if on_line:
+            for line in child.stderr:
+                on_line(line)
+        code = child.wait()
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
     return code if code >= 0 else 128 - code
 
 
@@ -128,7 +153,7 @@ def main() -> int:
     finally:
         if args.peak:
             put(args.peak, str(peak_bytes(cgroup)))
-        os.rmdir(cgroup)
+        remove(cgroup)
 
 
 if __name__ == "__main__":
