@@ -2,8 +2,8 @@
 // allocates after create().
 //
 // Owned and used by one thread (the loop). A Completion must outlive the operation that names it.
-// A full submission queue is submitted on the spot, so prepare() never fails; callers bound what they
-// have in flight to entries/2, which the completion queue (twice the size) can hold.
+// A full submission queue is submitted on the spot, so prepare() never fails; callers bound what
+// they have in flight to entries/2, which the completion queue (twice the size) can hold.
 #pragma once
 
 #include <liburing.h>
@@ -46,7 +46,8 @@ class Ring {
   Result<unsigned> run_once(bool wait);
   // Hands prepared entries to the kernel without running completions.
   Status submit();
-  // Asks the kernel to cancel the operation of `target`; its completion still runs, with -ECANCELED.
+  // Asks the kernel to cancel the operation of `target`; its completion still runs, with
+  // -ECANCELED.
   void cancel(Completion* target);
 
   io_uring* raw() { return &ring_; }

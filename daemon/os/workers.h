@@ -65,7 +65,8 @@ class WorkerPool final : public Executor {
   UniqueFd event_;
   std::uint64_t event_value_ = 0;  // loop only
   Wake wake_;
-  std::atomic<Job*> finished_{nullptr};  // pushed with release by workers, taken with acquire by loop
+  std::atomic<Job*> finished_{
+      nullptr};  // pushed with release by workers, taken with acquire by loop
 
   Mutex mu_;
   CondVar more_;

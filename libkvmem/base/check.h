@@ -5,11 +5,11 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define KV_CHECK(condition)                                                                \
-  do {                                                                                     \
-    if (__builtin_expect(!(condition), 0)) {                                               \
+#define KV_CHECK(condition)                                                                   \
+  do {                                                                                        \
+    if (__builtin_expect(!(condition), 0)) {                                                  \
       std::fprintf(stderr, "<2>kvmemd: broken invariant %s at %s:%d\n", #condition, __FILE__, \
-                   __LINE__);                                                              \
-      std::abort();                                                                        \
-    }                                                                                      \
+                   __LINE__);                                                                 \
+      std::abort();                                                                           \
+    }                                                                                         \
   } while (0)

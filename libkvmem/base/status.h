@@ -55,8 +55,10 @@ static_assert(sizeof(Status) == 16);
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : v_(std::in_place_index<1>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Status status) : v_(std::in_place_index<0>, status) {       // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : v_(std::in_place_index<1>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Status status)
+      : v_(std::in_place_index<0>, status) {  // NOLINT(google-explicit-constructor)
     assert(!status.ok());
   }
   bool ok() const { return v_.index() == 1; }
@@ -83,8 +85,8 @@ class [[nodiscard]] Result {
 #define KV_CONCAT_INNER(a, b) a##b
 #define KV_CONCAT(a, b) KV_CONCAT_INNER(a, b)
 // Returns the Status of `expr` from the calling function unless it is ok.
-#define KV_TRY(expr)                                             \
-  do {                                                           \
+#define KV_TRY(expr)                                                           \
+  do {                                                                         \
     if (::kvmem::Status kv_status = (expr); !kv_status.ok()) return kv_status; \
   } while (0)
 // Assigns the value of a Result, or returns its Status.

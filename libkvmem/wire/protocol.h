@@ -7,12 +7,14 @@
 //             agent thread carries them out and answers each with an AgentReply.
 //
 // Opening a session:
-//   engine: Hello                         -> Reply{session_id} + [userfaultfd device or none, lease]
+//   engine: Hello                         -> Reply{session_id} + [userfaultfd device][, lease]
 //   engine: Arm + [userfaultfd, agent]    -> Reply
+// The lease comes last, and not with kResume; the device comes first, where the daemon has it.
+//
 // The daemon lends /dev/userfaultfd to engines that may not open it: the descriptor is the
 // permission, USERFAULTFD_IOC_NEW works on the caller's own memory only. The lease is an open file
-// description that carries a lock: as long as any process holds it the daemon, also a restarted one,
-// keeps the session's stored pages.
+// description that carries a lock: as long as any process holds it the daemon, also a restarted
+// one, keeps the session's stored pages.
 //
 // Making a region:
 //   engine: RegionCreate (+ [file] for an origin region)
@@ -21,15 +23,17 @@
 //   engine: RegionMapped{address}         -> Reply
 // From here the daemon answers the range's faults.
 //
-// After a daemon's restart the engine opens a session with Hello{kResume, session_id} + [lease], arms
-// it with the same userfaultfd, and gives each region back with RegionResume + [memfd, table, file].
+// After a daemon's restart the engine opens a session with Hello{kResume, session_id} + [lease],
+// arms it with the same userfaultfd, and gives each region back with RegionResume + [memfd, table,
+// file].
 //
 // Forking (regions without an origin; others are mapped from their file by the child):
 //   parent: ForkBegin                     -> Reply{fork_token}; from here no write to a region
 //                                            completes until ForkEnd
 //   parent: ForkEnd{fork_token, child_pid}-> Reply
 //   child:  Hello, Arm, then for each region of the parent
-//           ForkClaim{fork_token, region_id} -> as RegionCreate; then RegionMapped at the same address
+//           ForkClaim{fork_token, region_id} -> as RegionCreate; then RegionMapped at the same
+//           address
 #pragma once
 
 #include <cstdint>
@@ -92,33 +96,33 @@ struct Request {
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
-  std::uint64_t address = 0;       // of page `first_page` in the engine
-  std::uint64_t first_page = 0;    // of the range within the region
+  std::uint64_t address = 0;     // of page `first_page` in the engine
+  std::uint64_t first_page = 0;  // of the range within the region
   std::uint64_t page_count = 0;
-  std::uint64_t size_bytes = 0;    // RegionCreate: bytes asked for, before rounding to pages
-  std::uint64_t origin_offset = 0; // RegionCreate: file offset of the mapping; multiple of the page
+  std::uint64_t size_bytes = 0;  // RegionCreate: bytes asked for, before rounding to pages
+  std::uint64_t origin_offset = 0;  // RegionCreate: of the mapping in the file; whole pages
   std::uint64_t fork_token = 0;
   RegionKind kind = RegionKind::kAnonymous;
   Advice advice = Advice::kNormal;
   ControlOp control = ControlOp::kStatus;
-  std::int32_t pid = 0;            // Hello: engine's; ForkEnd: child's, negative when fork failed
-  char tag[64] = {};               // Hello: program name; RegionCreate: allocation's tag; UTF-8, 0-ended
+  std::int32_t pid = 0;  // Hello: engine's; ForkEnd: child's, negative when fork failed
+  char tag[64] = {};     // Hello: program name; RegionCreate: allocation's tag; UTF-8, 0-ended
   std::uint64_t reserved[4] = {};
 };
-static_assert(sizeof(Request) == 192 && sizeof(Request) <= kMessageMax);
+static_assert(sizeof(Request) == 184 && sizeof(Request) <= kMessageMax);
 
 struct Reply {
   std::uint32_t version = kProtocolVersion;
-  std::int32_t error = 0;          // 0, or a negative errno; `message` says what to do
+  std::int32_t error = 0;  // 0, or a negative errno; `message` says what to do
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
-  std::uint64_t page_count = 0;    // of the region
-  std::uint64_t first_page = 0;    // of the mapping within the region (an origin region is the whole file)
+  std::uint64_t page_count = 0;  // of the region
+  std::uint64_t first_page = 0;  // of the mapping; an origin region is the whole file
   std::uint64_t fork_token = 0;
-  std::uint64_t size_bytes = 0;    // Control: bytes of JSON in the memfd that comes with the reply
-  std::uint32_t backing = 0;       // wire::Backing
+  std::uint64_t size_bytes = 0;  // Control: bytes of JSON in the memfd that comes with the reply
+  std::uint32_t backing = 0;     // wire::Backing
   std::uint32_t fd_count = 0;
-  char message[128] = {};          // 0-ended; human readable, only with an error or a warning
+  char message[128] = {};  // 0-ended; human readable, only with an error or a warning
   std::uint64_t reserved[4] = {};
 };
 static_assert(sizeof(Reply) == 224 && sizeof(Reply) <= kMessageMax);

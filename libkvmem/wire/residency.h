@@ -38,26 +38,32 @@ enum class PageState : std::uint8_t {
   kLost = 6,
 };
 
-// The word: state 4 bits | source 4 | flags 8 | slot 48.
+// The word: state 3 bits | source 3 | flags 4 | generation 14 | slot 40.
 struct Residency {
   PageState state = PageState::kFresh;
   PageState source = PageState::kFresh;  // filling: the state to return to
   std::uint8_t flags = 0;
+  std::uint16_t generation = 0;  // of the page's last record; counts its demotions, wraps
   std::uint64_t slot = 0;  // store locator; valid when state or source is kStored, or kHasCopy
 
   static constexpr std::uint8_t kPinned = 1;   // may not be demoted
   static constexpr std::uint8_t kHasCopy = 2;  // resident, unwritten since `slot` was read: clean
-  static constexpr std::uint64_t kSlotMax = (std::uint64_t{1} << 48) - 1;
+  static constexpr std::uint8_t kInherited =
+      4;  // fresh in a forked child: still equals its parent's page
+  static constexpr unsigned kGenerationMask = (1U << 14) - 1;
+  static constexpr std::uint64_t kSlotMax = (std::uint64_t{1} << 40) - 1;
 
   bool operator==(const Residency&) const = default;
 
   constexpr std::uint64_t pack() const {
-    return static_cast<std::uint64_t>(state) | static_cast<std::uint64_t>(source) << 4 |
-           static_cast<std::uint64_t>(flags) << 8 | slot << 16;
+    return static_cast<std::uint64_t>(state) | static_cast<std::uint64_t>(source) << 3 |
+           static_cast<std::uint64_t>(flags & 15U) << 6 |
+           static_cast<std::uint64_t>(generation & kGenerationMask) << 10 | slot << 24;
   }
   static constexpr Residency unpack(std::uint64_t word) {
-    return {static_cast<PageState>(word & 15), static_cast<PageState>(word >> 4 & 15),
-            static_cast<std::uint8_t>(word >> 8), word >> 16};
+    return {static_cast<PageState>(word & 7), static_cast<PageState>(word >> 3 & 7),
+            static_cast<std::uint8_t>(word >> 6 & 15),
+            static_cast<std::uint16_t>(word >> 10 & kGenerationMask), word >> 24};
   }
 };
 

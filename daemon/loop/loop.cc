@@ -1,0 +1,471 @@
+#include "loop/loop.h"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "base/check.h"
+#include "os/clock.h"
+#include "os/log.h"
+
+namespace kvmem::loop {
+namespace {
+
+using migrate::Region;
+using migrate::View;
+using residency::PageState;
+using residency::Residency;
+
+constexpr unsigned kRingEntries = 1024;
+constexpr std::uint32_t kMovesEachWay = 32;
+constexpr std::size_t kMoveLogMax = 16384;           // 40 bytes each
+constexpr std::uint64_t kTickNs = 20'000'000;        // while the store has something to sync
+constexpr std::uint64_t kRetryNs = 10'000'000;       // while a fault waits for a frame
+constexpr std::uint64_t kRecoverNs = 1'000'000'000;  // after a shortage, one page more a second
+constexpr std::uint64_t kPressureLogNs = 10'000'000'000;
+constexpr std::uint64_t kRegionIdMask = (std::uint64_t{1} << 40) - 1;
+constexpr std::uint64_t kPagesMax = std::uint64_t{1} << 24;
+
+std::uint64_t random_word() {
+  std::uint64_t word = os::now_ns();
+  (void)!::getrandom(&word, sizeof word, 0);
+  return word;
+}
+
+void read_boot_id(std::uint8_t (&boot_id)[16]) {
+  UniqueFd fd(::open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
+  char text[64] = {};
+  if (!fd || ::read(fd.get(), text, sizeof text - 1) < 36) return;
+  unsigned digits = 0;
+  for (const char* c = text; *c != 0 && digits < 32; ++c) {
+    const int value = *c >= '0' && *c <= '9'   ? *c - '0'
+                      : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10
+                                               : -1;
+    if (value < 0) continue;
+    boot_id[digits / 2] = static_cast<std::uint8_t>(boot_id[digits / 2] << 4 | value);
+    ++digits;
+  }
+}
+
+bool key_less(const tier::Record& a, const tier::Record& b) {
+  if (a.key.hi != b.key.hi) return a.key.hi < b.key.hi;
+  return a.key.lo < b.key.lo;
+}
+
+PlannerOptions planner_options(const LoopOptions& options) {
+  PlannerOptions planner;
+  planner.capacity_pages = options.dram_pages;
+  planner.inflight_fills_max = options.prefetch_depth;
+  if (!options.sampling) planner.sample_permille = 0;
+  return planner;
+}
+
+}  // namespace
+
+Loop::Loop(const LoopOptions& options, os::Ring ring)
+    : options_(options),
+      ring_(std::move(ring)),
+      dram_("dram", 0, options.dram_pages),
+      planner_(planner_options(options)),
+      next_region_id_(random_word() & (kRegionIdMask >> 1)),
+      sampling_(options.sampling),
+      effective_pages_(options.dram_pages) {}
+
+Result<std::unique_ptr<Loop>> Loop::create(const LoopOptions& options) {
+  KV_ASSIGN_OR_RETURN(os::Ring ring, os::Ring::create(kRingEntries));
+  std::unique_ptr<Loop> loop(new Loop(options, std::move(ring)));
+  KV_ASSIGN_OR_RETURN(loop->workers_, os::WorkerPool::create(loop->ring_, options.workers));
+  if (!options.store_path.empty()) {
+    KV_ASSIGN_OR_RETURN(auto device, os::open_block_file(loop->ring_, options.store_path));
+    tier::StoreOptions store;
+    store.capacity_bytes = options.store_bytes;
+    store.sync_interval_ns = options.sync_interval_ns;
+    read_boot_id(store.boot_id);
+    KV_ASSIGN_OR_RETURN(loop->store_, tier::Store::open(std::move(device), *loop->workers_, store));
+    loop->recovered_ = loop->store_->records();
+    std::erase_if(loop->recovered_,
+                  [](const tier::Record& r) { return r.kind != tier::RecordKind::kEphemeral; });
+    std::sort(loop->recovered_.begin(), loop->recovered_.end(), key_less);
+  }
+  loop->migrator_ = std::make_unique<migrate::Migrator>(
+      loop->ring_, *loop->workers_, loop->dram_, loop->store_.get(), *loop,
+      migrate::MigratorOptions{kMovesEachWay, kMovesEachWay});
+  return loop;
+}
+
+Loop::~Loop() {
+  // Let go of what is in flight before anything it names goes. Bounded by the devices.
+  tick_.stop();
+  for (auto& region : regions_) {
+    for (auto& view : region->views) migrator_->view_removed(*view);
+    region->closing = true;
+  }
+  while ((migrator_ != nullptr &&
+          (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0)) ||
+         tick_.busy()) {
+    if (!ring_.run_once(true).ok()) break;
+  }
+}
+
+Status Loop::run_once() {
+  KV_TRY(ring_.run_once(true).status());
+  migrator_->serve_waiting();
+  if (changed_ || migrator_->demands_waiting() > 0) {
+    changed_ = false;
+    plan();
+  }
+  arm_tick();
+  return {};
+}
+
+void Loop::plan() {
+  if (migrator_->take_shortage()) {
+    // The machine has fewer frames than the budget: live with what is there, and say so.
+    const std::uint64_t used = dram_.used_pages();
+    effective_pages_ = std::min(effective_pages_, used > 1 ? used - 1 : 1);
+    dram_.set_capacity(effective_pages_);
+    planner_.set_capacity(effective_pages_);
+    last_shortage_ns_ = os::now_ns();
+  }
+  const std::uint64_t used = dram_.used_pages();
+  const std::uint64_t capacity = dram_.capacity_pages();
+  planner_.plan(dram_.free_pages(), used > capacity ? used - capacity : 0,
+                migrator_->fills_in_flight(), migrator_->demotes_in_flight(), planned_);
+  std::uint32_t demotes_started = 0;
+  for (const model::Move& move : planned_.demote) {
+    Region* region = by_slot_[move.page.region];
+    const PageState from = region->table.read(move.page.page).state;
+    const Status status = migrator_->demote(*region, move.page.page);
+    if (status.ok()) {
+      ++demotes_started;
+      log_move(move.page, from, region->origin != nullptr ? PageState::kOrigin : PageState::kStored,
+               move.reason);
+    } else if (status.code() == Code::kUnsupported) {
+      planner_.demote_failed(move.page);
+    }
+  }
+  for (const model::Move& move : planned_.promote) {
+    Region* region = by_slot_[move.page.region];
+    const PageState from = region->table.read(move.page.page).state;
+    if (migrator_->promote(*region, move.page.page).ok()) {
+      log_move(move.page, from, PageState::kResident, move.reason);
+    }
+  }
+  if (sampler_ != nullptr && sampling_) {
+    for (const model::Move& move : planned_.sample) {
+      Region* region = by_slot_[move.page.region];
+      if (region->table.read(move.page.page).state != PageState::kResident || region->closing)
+        continue;
+      for (auto& view : region->views) {
+        if (view->covers(move.page.page)) sampler_->unmap(*view, move.page.page);
+      }
+      planner_.sample_armed(move.page);
+      ++migrator_->counters().samples;
+    }
+    sampler_->flush();
+  }
+  // A fault must not wait for room that nothing can make: the budget gives way, and it is said.
+  if (migrator_->demands_waiting() > 0 && demotes_started == 0 &&
+      migrator_->demotes_in_flight() == 0 && migrator_->fills_in_flight() == 0 &&
+      dram_.free_pages() == 0) {
+    const std::uint64_t now = os::now_ns();
+    if (now - last_pressure_log_ns_ > kPressureLogNs) {
+      last_pressure_log_ns_ = now;
+      os::log(os::Severity::kWarning,
+              "over the DRAM budget (%" PRIu64 " of %" PRIu64 " pages): %s; raise dram.budget%s",
+              used, capacity,
+              store_ == nullptr ? "no NVMe store is configured"
+                                : "the store is full or everything is pinned",
+              store_ == nullptr ? " or set nvme.path" : " or nvme.size");
+    }
+    migrator_->grant_over_budget();
+    migrator_->serve_waiting();
+  }
+}
+
+void Loop::arm_tick() {
+  if (tick_.busy()) return;
+  std::uint64_t after = 0;
+  if (store_ != nullptr && store_->wants_tick()) after = kTickNs;
+  if (migrator_->demands_waiting() > 0) after = kRetryNs;
+  if (after == 0 && effective_pages_ < options_.dram_pages) after = kRecoverNs;
+  if (after == 0) return;
+  tick_.start(ring_, after, this, [](void* self) { static_cast<Loop*>(self)->on_tick(); });
+}
+
+void Loop::on_tick() {
+  const std::uint64_t now = os::now_ns();
+  if (store_ != nullptr) store_->tick(now);
+  if (effective_pages_ < options_.dram_pages && now - last_shortage_ns_ > kRecoverNs) {
+    last_shortage_ns_ = now;
+    ++effective_pages_;
+    dram_.set_capacity(effective_pages_);
+    planner_.set_capacity(effective_pages_);
+  }
+  changed_ = true;
+}
+
+void Loop::set_dram_pages(std::uint64_t pages) {
+  options_.dram_pages = effective_pages_ = pages;
+  dram_.set_capacity(pages);
+  planner_.set_capacity(pages);
+  changed_ = true;
+}
+
+Result<Region*> Loop::install(std::unique_ptr<Region> region) {
+  if (free_slots_.empty()) {
+    free_slots_.push_back(static_cast<model::RegionSlot>(by_slot_.size()));
+    by_slot_.push_back(nullptr);
+  }
+  region->slot = free_slots_.back();
+  free_slots_.pop_back();
+  region->notes.resize(region->page_count());
+  by_slot_[region->slot] = region.get();
+  regions_.push_back(std::move(region));
+  Region& installed = *regions_.back();
+  planner_.region_added(installed.slot, installed.page_count(), installed.origin != nullptr);
+  return &installed;
+}
+
+Result<Region*> Loop::create_region(RegionSpec spec) {
+  if (spec.page_count == 0 || spec.page_count > kPagesMax)
+    return Status(Code::kInvalid, "region size");
+  auto region = std::make_unique<Region>();
+  next_region_id_ = (next_region_id_ + 1) & kRegionIdMask;
+  region->id = next_region_id_;
+  region->uid = spec.uid;
+  region->session_id = spec.session_id;
+  region->pid = spec.pid;
+  region->tag = std::move(spec.tag);
+  const bool origin = spec.origin != nullptr;
+  region->origin = std::move(spec.origin);
+  KV_ASSIGN_OR_RETURN(region->memory, os::SharedMemory::create(
+                                          origin ? "kvmem-origin" : "kvmem-region",
+                                          static_cast<std::size_t>(spec.page_count) << kPageShift,
+                                          options_.memory_kind, origin));
+  KV_ASSIGN_OR_RETURN(region->table, residency::ResidencyTable::create(
+                                         region->id, spec.page_count, options_.memory_kind,
+                                         origin ? PageState::kOrigin : PageState::kFresh));
+  return install(std::move(region));
+}
+
+Result<Region*> Loop::clone_region(Region& parent, std::uint64_t session_id) {
+  RegionSpec spec;
+  spec.session_id = session_id;
+  spec.uid = parent.uid;
+  spec.tag = parent.tag;
+  spec.page_count = parent.page_count();
+  KV_ASSIGN_OR_RETURN(Region * child, create_region(std::move(spec)));
+  for (std::uint32_t page = 0; page < child->page_count(); ++page) {
+    child->table.publish(page, {.flags = Residency::kInherited});
+  }
+  migrator_->inherit(parent, *child);
+  return child;
+}
+
+Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, UniqueFd memory,
+                                   UniqueFd table) {
+  if (spec.page_count == 0 || spec.page_count > kPagesMax)
+    return Status(Code::kInvalid, "region size");
+  if (region_by_id(region_id) != nullptr) return Status(Code::kInvalid, "region is here already");
+  const std::uint32_t owner = ::geteuid();
+  auto region = std::make_unique<Region>();
+  region->id = region_id & kRegionIdMask;
+  region->uid = spec.uid;
+  region->session_id = spec.session_id;
+  region->pid = spec.pid;
+  region->tag = std::move(spec.tag);
+  region->origin = std::move(spec.origin);
+  KV_ASSIGN_OR_RETURN(region->table, residency::ResidencyTable::adopt(std::move(table), region->id,
+                                                                      spec.page_count, owner));
+  KV_ASSIGN_OR_RETURN(region->memory, os::SharedMemory::adopt(
+                                          std::move(memory),
+                                          static_cast<std::size_t>(spec.page_count) << kPageShift,
+                                          region->table.kind(), owner));
+  Region& r = *region;
+  KV_TRY(install(std::move(region)).status());
+  // A run of pages that hold nothing is emptied at once: what they hold was never mapped.
+  const auto punch = [&](std::uint32_t first, std::uint32_t end) {
+    if (first == end) return;
+    (void)r.memory.punch(static_cast<std::size_t>(first) << kPageShift,
+                         static_cast<std::size_t>(end - first) << kPageShift);
+  };
+  std::uint32_t run = 0;
+  for (std::uint32_t page = 0; page < r.page_count(); ++page) {
+    Residency entry = r.table.read(page);
+    if (entry.state == PageState::kStored || (entry.flags & Residency::kHasCopy) != 0) {
+      const tier::Key key = migrate::Migrator::key_of(r, page);
+      const Status claimed = store_ == nullptr
+                                 ? Status(Code::kNotFound, "the store is not configured any more")
+                                 : store_->claim(key, entry.generation, entry.slot);
+      if (!claimed.ok() && entry.state == PageState::kStored) {
+        entry = {PageState::kLost, PageState::kFresh, 0, entry.generation, 0};
+        r.table.publish(page, entry);
+        ++migrator_->counters().pages_lost;
+        lost(r, page, claimed.what());
+      } else if (!claimed.ok()) {
+        r.table.publish(page, {PageState::kResident, PageState::kFresh, 0, entry.generation, 0});
+      }
+    }
+    if (entry.state == PageState::kResident) {
+      punch(run, page);
+      run = page + 1;
+      dram_.take();
+      planner_.filled(r.ref(page),
+                      r.origin != nullptr ? model::Refetch::kRead : model::Refetch::kWrite);
+    } else if (entry.state == PageState::kStored) {
+      planner_.demoted(r.ref(page));
+    }
+  }
+  punch(run, r.page_count());
+  changed_ = true;
+  return &r;
+}
+
+View* Loop::add_view(Region& region, View view) {
+  region.views.push_back(std::make_unique<View>(view));
+  region.views.back()->region = &region;
+  return region.views.back().get();
+}
+
+void Loop::remove_view(View& view) {
+  Region& region = *view.region;
+  migrator_->view_removed(view);
+  std::erase_if(region.views, [&](const auto& v) { return v.get() == &view; });
+  if (region.views.empty()) migrator_->close(region);
+  changed_ = true;
+}
+
+void Loop::abandon(Region& region) {
+  if (region.views.empty() && !region.closing) migrator_->close(region);
+  changed_ = true;
+}
+
+void Loop::fault(View& view, const os::Fault& fault, std::uint64_t now_ns) {
+  migrator_->fault(view, fault, now_ns);
+  changed_ = true;
+}
+
+void Loop::advise(Region& region, std::uint32_t first, std::uint32_t count, wire::Advice advice) {
+  if (advice == wire::Advice::kPin || advice == wire::Advice::kUnpin) {
+    pin(region, first, count, advice == wire::Advice::kPin);
+    return;
+  }
+  static constexpr std::array kAdvice = {model::Advice::kNormal,  model::Advice::kHot,
+                                         model::Advice::kCold,    model::Advice::kSequential,
+                                         model::Advice::kPin,     model::Advice::kUnpin,
+                                         model::Advice::kPrefetch};
+  planner_.advise(region.ref(first), count, kAdvice[static_cast<std::size_t>(advice)]);
+  changed_ = true;
+}
+
+std::uint32_t Loop::pin(Region& region, std::uint32_t first, std::uint32_t count, bool on) {
+  for (std::uint32_t page = first; page < first + count; ++page)
+    migrator_->set_pinned(region, page, on);
+  planner_.advise(region.ref(first), count, on ? model::Advice::kPin : model::Advice::kUnpin);
+  if (on) planner_.advise(region.ref(first), count, model::Advice::kPrefetch);
+  changed_ = true;
+  return count;
+}
+
+std::uint32_t Loop::promote(Region& region, std::uint32_t first, std::uint32_t count) {
+  planner_.advise(region.ref(first), count, model::Advice::kPrefetch);
+  changed_ = true;
+  return count;
+}
+
+std::uint32_t Loop::demote(Region& region, std::uint32_t first, std::uint32_t count) {
+  planner_.advise(region.ref(first), count, model::Advice::kEvict);
+  changed_ = true;
+  return count;
+}
+
+std::vector<std::uint64_t> Loop::recovered_sessions() const {
+  std::vector<std::uint64_t> sessions;
+  for (const tier::Record& record : recovered_) {
+    if (sessions.empty() || sessions.back() != record.key.hi) sessions.push_back(record.key.hi);
+  }
+  return sessions;
+}
+
+void Loop::release_unclaimed(std::uint64_t session_id) {
+  const auto of_session = [&](const tier::Record& r) { return r.key.hi == session_id; };
+  for (const tier::Record& record : recovered_) {
+    if (!of_session(record)) continue;
+    // A claimed record belongs to the page whose entry names it.
+    const Region* region = region_by_id(record.key.lo >> 24);
+    const auto page = static_cast<std::uint32_t>(record.key.lo & (kPagesMax - 1));
+    if (region != nullptr && page < region->page_count()) {
+      const Residency entry = region->table.read(page);
+      if (entry.slot == record.locator) continue;
+    }
+    (void)store_->release(record.key, record.generation, record.locator);
+  }
+  std::erase_if(recovered_, of_session);
+}
+
+Region* Loop::region_by_id(std::uint64_t region_id) const {
+  for (Region* region : by_slot_) {
+    if (region != nullptr && region->id == region_id) return region;
+  }
+  return nullptr;
+}
+
+void Loop::log_move(model::PageRef page, PageState from, PageState to, model::Reason reason) {
+  if (move_log_.size() >= kMoveLogMax) move_log_.pop_front();
+  move_log_.push_back({os::now_ns(), by_slot_[page.region]->id, page.page, from, to, reason});
+}
+
+void Loop::touched(model::PageRef page, model::Touch touch) {
+  planner_.touched(page, touch);
+  if (touch == model::Touch::kDemand || touch == model::Touch::kFresh) {
+    log_move(page, by_slot_[page.region]->table.read(page.page).state, PageState::kResident,
+             touch == model::Touch::kDemand ? model::Reason::kDemand : model::Reason::kFresh);
+  }
+}
+void Loop::fill_started(model::PageRef page, bool ahead) { planner_.fill_started(page, ahead); }
+void Loop::filled(model::PageRef page, model::Refetch refetch) {
+  planner_.filled(page, refetch);
+  changed_ = true;
+}
+void Loop::fill_failed(model::PageRef page) {
+  planner_.fill_failed(page);
+  changed_ = true;
+}
+void Loop::dirtied(model::PageRef page) { planner_.write_noticed(page); }
+void Loop::demote_started(model::PageRef page) { planner_.demote_started(page); }
+void Loop::demoted(model::PageRef page) {
+  planner_.demoted(page);
+  changed_ = true;
+}
+void Loop::demote_failed(model::PageRef page) {
+  planner_.demote_failed(page);
+  changed_ = true;
+}
+void Loop::discarded(model::PageRef page) {
+  planner_.discarded(page);
+  changed_ = true;
+}
+
+void Loop::lost(const Region& region, std::uint32_t page, const char* why) {
+  os::log(os::Severity::kError,
+          "page %u of region %u (%s, pid %d) cannot be had: %s; the engine gets SIGBUS", page,
+          region.slot,
+          region.origin != nullptr ? region.origin->path().c_str() : region.tag.c_str(), region.pid,
+          why);
+}
+
+void Loop::region_gone(Region& region) {
+  const model::RegionSlot slot = region.slot;
+  planner_.region_removed(slot);
+  by_slot_[slot] = nullptr;
+  free_slots_.push_back(slot);
+  std::erase_if(regions_, [&](const auto& r) { return r.get() == &region; });
+  changed_ = true;
+}
+
+}  // namespace kvmem::loop

@@ -1,0 +1,165 @@
+// Loop: observe, plan, move, publish. Owns the parts and alone orders them: faults and finished
+// moves become facts for the planner, its moves become work for the migrator. One thread.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "loop/planner.h"
+#include "migrate/migrator.h"
+#include "migrate/region.h"
+#include "os/block_device.h"
+#include "os/ring.h"
+#include "os/timer.h"
+#include "os/workers.h"
+#include "tier/memory_node.h"
+#include "tier/store.h"
+#include "wire/protocol.h"
+
+namespace kvmem::loop {
+
+struct LoopOptions {
+  std::uint64_t dram_pages = 0;
+  std::uint32_t prefetch_depth = 8;  // reads in flight ahead of need
+  bool sampling = true;
+  os::MemoryKind memory_kind = os::MemoryKind::kShmem;
+  std::string store_path;  // empty: no NVMe tier
+  std::uint64_t store_bytes = 0;
+  std::uint64_t sync_interval_ns = 20'000'000;
+  unsigned workers = 2;
+};
+
+// Takes a heat sample: unmaps a resident page in the engine, so that its next touch is a fault.
+class Sampler {
+ public:
+  virtual ~Sampler() = default;
+  virtual void unmap(migrate::View& view, std::uint32_t page) = 0;
+  virtual void flush() = 0;
+};
+
+struct MoveRecord {
+  std::uint64_t time_ns = 0;
+  std::uint64_t region_id = 0;
+  std::uint32_t page = 0;
+  residency::PageState from = residency::PageState::kFresh;
+  residency::PageState to = residency::PageState::kFresh;
+  model::Reason reason = model::Reason::kNone;
+};
+
+struct RegionSpec {
+  std::uint64_t session_id = 0;
+  std::uint32_t uid = 0;
+  std::int32_t pid = 0;
+  std::string tag;
+  std::uint32_t page_count = 0;
+  std::unique_ptr<tier::Origin> origin;
+};
+
+class Loop final : public migrate::Observer {
+ public:
+  static Result<std::unique_ptr<Loop>> create(const LoopOptions& options);
+  ~Loop() override;
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+
+  os::Ring& ring() { return ring_; }
+  void set_sampler(Sampler* sampler) { sampler_ = sampler; }
+  // Live configuration.
+  void set_dram_pages(std::uint64_t pages);
+  void set_sampling(bool on) { sampling_ = on; }
+
+  // Waits for completions, runs them, then plans and starts what follows.
+  Status run_once();
+  // For work that was done outside run_once(): plans at its end.
+  void note_change() { changed_ = true; }
+
+  Result<migrate::Region*> create_region(RegionSpec spec);
+  // A forked child's copy of `parent`, made on demand.
+  Result<migrate::Region*> clone_region(migrate::Region& parent, std::uint64_t session_id);
+  // Takes over a region that an engine kept through a daemon's death. Records it refers to are
+  // claimed in the store; pages whose record is not there are lost.
+  Result<migrate::Region*> adopt_region(RegionSpec spec, std::uint64_t region_id, UniqueFd memory,
+                                        UniqueFd table);
+  migrate::View* add_view(migrate::Region& region, migrate::View view);
+  // The engine unmapped it or died. A region without views is closed.
+  void remove_view(migrate::View& view);
+  // Closes a region that never got a view.
+  void abandon(migrate::Region& region);
+
+  void fault(migrate::View& view, const os::Fault& fault, std::uint64_t now_ns);
+  void advise(migrate::Region& region, std::uint32_t first, std::uint32_t count,
+              wire::Advice advice);
+
+  // Operator's moves; how many were started. Each returns at once.
+  std::uint32_t promote(migrate::Region& region, std::uint32_t first, std::uint32_t count);
+  std::uint32_t demote(migrate::Region& region, std::uint32_t first, std::uint32_t count);
+  std::uint32_t pin(migrate::Region& region, std::uint32_t first, std::uint32_t count, bool on);
+
+  // Store records of a session that did not come back with its regions.
+  void release_unclaimed(std::uint64_t session_id);
+  // Sessions that own recovered records.
+  std::vector<std::uint64_t> recovered_sessions() const;
+
+  const std::vector<migrate::Region*>& regions() const { return by_slot_; }  // null: free slot
+  migrate::Region* region_by_id(std::uint64_t region_id) const;
+  migrate::Migrator& migrator() { return *migrator_; }
+  const Planner& planner() const { return planner_; }
+  const tier::MemoryNode& dram() const { return dram_; }
+  const tier::Store* store() const { return store_.get(); }
+  const std::deque<MoveRecord>& moves() const { return move_log_; }
+  os::MemoryKind memory_kind() const { return options_.memory_kind; }
+  std::uint64_t effective_dram_pages() const { return effective_pages_; }
+
+ private:
+  explicit Loop(const LoopOptions& options, os::Ring ring);
+
+  Result<migrate::Region*> install(std::unique_ptr<migrate::Region> region);
+  void plan();
+  void log_move(model::PageRef page, residency::PageState from, residency::PageState to,
+                model::Reason reason);
+  void arm_tick();
+  void on_tick();
+
+  void touched(model::PageRef page, model::Touch touch) override;
+  void fill_started(model::PageRef page, bool ahead) override;
+  void filled(model::PageRef page, model::Refetch refetch) override;
+  void fill_failed(model::PageRef page) override;
+  void dirtied(model::PageRef page) override;
+  void demote_started(model::PageRef page) override;
+  void demoted(model::PageRef page) override;
+  void demote_failed(model::PageRef page) override;
+  void discarded(model::PageRef page) override;
+  void lost(const migrate::Region& region, std::uint32_t page, const char* why) override;
+  void region_gone(migrate::Region& region) override;
+
+  LoopOptions options_;
+  os::Ring ring_;
+  std::unique_ptr<os::WorkerPool> workers_;
+  std::unique_ptr<tier::Store> store_;
+  tier::MemoryNode dram_;
+  Planner planner_;
+  std::unique_ptr<migrate::Migrator> migrator_;
+  Sampler* sampler_ = nullptr;
+
+  std::vector<std::unique_ptr<migrate::Region>> regions_;
+  std::vector<migrate::Region*> by_slot_;
+  std::vector<model::RegionSlot> free_slots_;
+  std::uint64_t next_region_id_ = 0;
+  std::vector<tier::Record> recovered_;  // sorted by key; unclaimed ones only
+
+  std::deque<MoveRecord> move_log_;  // at most kMoveLogMax
+  model::Moves planned_;
+  bool changed_ = false;
+  bool sampling_ = true;
+  std::uint64_t effective_pages_ = 0;  // the budget, less while the machine gives fewer frames
+  std::uint64_t last_shortage_ns_ = 0;
+  std::uint64_t last_pressure_log_ns_ = 0;
+  os::Timer tick_;
+};
+
+}  // namespace kvmem::loop

@@ -1,0 +1,791 @@
+#include "migrate/migrator.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "os/clock.h"
+
+namespace kvmem::migrate {
+
+using model::Refetch;
+using model::Touch;
+using residency::PageState;
+using residency::Residency;
+
+// One page on its way. The executor, ring and store each get a part that leads back here.
+struct Migrator::Move {
+  enum class Stage : std::uint8_t { kPopulate, kRead, kCopy, kWrite, kPunch };
+  static constexpr unsigned kOriginTriesMax = 3;
+
+  template <class Base>
+  struct Part : Base {
+    Move* move = nullptr;
+  };
+
+  Migrator* migrator = nullptr;
+  std::uint16_t index = 0;
+  Kind kind = Kind::kFill;
+  Stage stage = Stage::kPopulate;
+  bool ahead = false;        // fill: nobody asked
+  bool takes_frame = false;  // fill: the page had none
+  bool cancelled = false;    // demote: the page came back into use; the record is void
+  unsigned tries = 0;
+  Region* region = nullptr;
+  std::uint32_t page = 0;
+  Region* from = nullptr;  // fill of an inherited page: whose page is copied, busy until we end
+  std::uint64_t started_ns = 0;
+  std::uint64_t read_bytes = 0;  // origin: done so far
+  Status status;                 // of `job`
+  Part<os::Job> job;
+  Part<os::Completion> io;
+  Part<tier::WriteOp> write;
+  Part<tier::ReadOp> read;
+  std::vector<Waiting> waiters;  // at most one a view
+  std::vector<std::shared_ptr<Countdown>> countdowns;
+
+  void await(const Waiting& w) {
+    for (Waiting& known : waiters) {
+      if (known.view == w.view && known.page == w.page) {
+        known.write |= w.write;
+        return;
+      }
+    }
+    waiters.push_back(w);
+  }
+};
+
+namespace {
+
+Residency with_flags(Residency entry, std::uint8_t set, std::uint8_t clear) {
+  entry.flags = static_cast<std::uint8_t>((entry.flags & ~clear) | set);
+  return entry;
+}
+
+std::uint8_t pin_of(Residency entry) { return entry.flags & Residency::kPinned; }
+
+bool has(Residency entry, std::uint8_t flag) { return (entry.flags & flag) != 0; }
+
+}  // namespace
+
+Migrator::Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNode& node,
+                   tier::Store* store, Observer& observer, MigratorOptions options)
+    : ring_(ring),
+      executor_(executor),
+      node_(node),
+      store_(store),
+      observer_(observer),
+      options_(options) {
+  const std::uint32_t count = options.fills_max + options.demotes_max;
+  KV_CHECK(count > 0 && count < 0xffff);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    auto move = std::make_unique<Move>();
+    move->migrator = this;
+    move->index = static_cast<std::uint16_t>(i);
+    move->job.move = move->io.move = move->write.move = move->read.move = move.get();
+    moves_.push_back(std::move(move));
+    free_moves_.push_back(static_cast<std::uint16_t>(count - 1 - i));
+  }
+}
+
+Migrator::~Migrator() { KV_CHECK(free_moves_.size() == moves_.size()); }
+
+Migrator::Move* Migrator::move_of(const Region& region, std::uint32_t page) {
+  const std::uint16_t index = region.notes[page].move;
+  return index == PageNote::kNoMove ? nullptr : moves_[index - 1U].get();
+}
+
+Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
+  if (free_moves_.empty()) return nullptr;
+  Move& move = *moves_[free_moves_.back()];
+  free_moves_.pop_back();
+  KV_CHECK(region.notes[page].move == PageNote::kNoMove);
+  region.notes[page].move = static_cast<std::uint16_t>(move.index + 1);
+  ++region.moves_in_flight;
+  ++(kind == Kind::kFill ? fills_ : demotes_);
+  move.kind = kind;
+  move.region = &region;
+  move.page = page;
+  move.from = nullptr;
+  move.ahead = move.takes_frame = move.cancelled = false;
+  move.tries = 0;
+  move.read_bytes = 0;
+  move.status = Status{};
+  move.started_ns = os::now_ns();
+  return &move;
+}
+
+// The page is where it will stay. Gives back the move, then does what waited for it.
+void Migrator::end(Move& move) {
+  Region& region = *move.region;
+  const std::uint32_t page = move.page;
+  std::vector<Waiting> waiters = std::move(move.waiters);
+  std::vector<std::shared_ptr<Countdown>> countdowns = std::move(move.countdowns);
+  move.waiters.clear();
+  move.countdowns.clear();
+  --(move.kind == Kind::kFill ? fills_ : demotes_);
+  region.notes[page].move = PageNote::kNoMove;
+  --region.moves_in_flight;
+  Region* from = std::exchange(move.from, nullptr);
+  free_moves_.push_back(move.index);
+  for (Region* r : {&region, from}) {
+    if (r == nullptr) continue;
+    if (r == from) {
+      r->notes[page].move = PageNote::kNoMove;
+      --r->moves_in_flight;
+    }
+    if (std::exchange(r->notes[page].discard, false) && !r->closing) discard(*r, page, 1, nullptr);
+  }
+  for (const Waiting& w : waiters) {
+    if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
+  }
+  for (auto& countdown : countdowns) {
+    if (--countdown->remaining == 0) countdown->done();
+  }
+  if (from != nullptr && from->closing) close(*from);
+  if (region.closing) close(region);
+}
+
+void Migrator::fault(View& view, const os::Fault& fault, std::uint64_t now_ns) {
+  ++(fault.write_protected ? counters_.faults_wp
+     : fault.minor         ? counters_.faults_minor
+                           : counters_.faults_missing);
+  Region& region = *view.region;
+  const std::uint32_t page = view.page_at(fault.address);
+  if (!view.covers(page) || region.closing) return;
+  const Residency entry = region.table.read(page);
+  Touch touch = Touch::kDemand;
+  if (const Move* move = move_of(region, page); move != nullptr && move->kind == Kind::kFill) {
+    touch = Touch::kInFlight;
+  } else if (entry.state == PageState::kResident || entry.state == PageState::kWriting) {
+    touch = fault.write_protected ? Touch::kWrite : Touch::kPresent;
+  } else if (entry.state == PageState::kFresh) {
+    touch = Touch::kFresh;
+  }
+  observer_.touched(region.ref(page), touch);
+  serve(view, page, fault.write || fault.write_protected, now_ns);
+}
+
+// Whether `region`'s page still equals its parent's, which then holds the bytes.
+bool Migrator::inherits(const Region& region, std::uint32_t page) const {
+  return has(region.table.read(page), Residency::kInherited);
+}
+
+// Moves the page as far as it can go toward the engine; called again when more is possible.
+void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns) {
+  Region& region = *view.region;
+  const Waiting demand{&view, page, write, since_ns};
+  if (region.closing) return;
+  if (view.held) {
+    waiting_.push_back(demand);
+    return;
+  }
+  if (Move* move = move_of(region, page); move != nullptr) {
+    const bool writing = move->region == &region && move->kind == Kind::kDemote &&
+                         move->stage == Move::Stage::kWrite;
+    if (!writing) {
+      move->await(demand);
+      return;
+    }
+    if (!move->cancelled) cancel_write(*move);
+  }
+  const Residency entry = region.table.read(page);
+  switch (entry.state) {
+    case PageState::kResident:
+      if (write && !settle_children(region, page, demand)) return;
+      if (write && has(entry, Residency::kHasCopy)) drop_copy(region, page);
+      map_resident(view, page, write, since_ns);
+      return;
+    case PageState::kFresh:
+    case PageState::kStored:
+    case PageState::kOrigin:
+      if (!start_fill(region, page, &demand)) waiting_.push_back(demand);
+      return;
+    case PageState::kLost:
+      poison(view, page);
+      return;
+    case PageState::kWriting:
+    case PageState::kFilling:
+      KV_CHECK(!"a page in motion without a move");
+  }
+}
+
+void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uint64_t since_ns) {
+  Region& region = *view.region;
+  Residency entry = region.table.read(page);
+  bool guard = !write && (has(entry, Residency::kHasCopy) ||
+                          std::any_of(region.children.begin(), region.children.end(),
+                                      [&](Region* child) { return inherits(*child, page); }));
+  if (guard && !write_protect_on_map_) {
+    // The kernel cannot map protected: map as for a write.
+    serve(view, page, true, since_ns);
+    return;
+  }
+  const std::uint64_t address = view.address_of(page);
+  if (write) (void)os::write_protect(view.userfault, address, kPageBytes, false);
+  const Status status = os::map_pages(view.userfault, address, kPageBytes, guard);
+  if (status.code() == Code::kUnsupported && guard) {
+    write_protect_on_map_ = false;
+    serve(view, page, true, since_ns);
+    return;
+  }
+  if (status.code() == Code::kNotFound) {
+    // The engine emptied the memfd page itself; what is gone reads as zeroes, as it asked for.
+    const Waiting demand{&view, page, true, since_ns};
+    if (has(entry, Residency::kHasCopy)) drop_copy(region, page);
+    Move* move = begin(region, page, Kind::kFill);
+    if (move == nullptr) {
+      waiting_.push_back(demand);
+      return;
+    }
+    region.table.publish(
+        page, {PageState::kFilling, PageState::kFresh, pin_of(entry), entry.generation, 0});
+    move->await(demand);
+    move->stage = Move::Stage::kPopulate;
+    move->job.work = [](os::Job* job) {
+      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+      m.status =
+          m.region->memory.populate(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
+    };
+    move->job.done = [](os::Job* job) {
+      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+      m.migrator->populated(m);
+    };
+    executor_.execute(&move->job);
+    return;
+  }
+  if (!status.ok() && status.code() != Code::kPeerGone)
+    (void)os::wake(view.userfault, address, kPageBytes);
+}
+
+bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand) {
+  Residency entry = region.table.read(page);
+  // Who holds the bytes of an inherited page: the nearest ancestor that has its own.
+  Region* from = nullptr;
+  if (has(entry, Residency::kInherited)) {
+    from = region.parent;
+    while (from != nullptr && inherits(*from, page)) from = from->parent;
+    if (from == nullptr) {
+      lose(region, page, "the parent it was forked from did not outlive the daemon");
+      if (demand != nullptr) poison(*demand->view, page);
+      return true;
+    }
+    if (move_of(*from, page) != nullptr) return false;  // tried again when that move has ended
+    const PageState source = from->table.read(page).state;
+    if (source == PageState::kFresh) {
+      from = nullptr;
+      entry = with_flags(entry, 0, Residency::kInherited);
+      region.table.publish(page, entry);
+    } else if (source == PageState::kLost) {
+      lose(region, page, "its parent's page is lost");
+      if (demand != nullptr) poison(*demand->view, page);
+      return true;
+    }
+  }
+  if (node_.free_pages() == 0) {
+    if (over_budget_ == 0 || demand == nullptr) return false;
+  }
+  if (fills_ >= options_.fills_max) return false;
+  Move* move = begin(region, page, Kind::kFill);
+  if (move == nullptr) return false;
+  if (node_.free_pages() == 0) {
+    --over_budget_;
+    ++counters_.frames_over_budget;
+  }
+  node_.take();
+  move->takes_frame = true;
+  move->ahead = demand == nullptr;
+  move->from = from;
+  if (from != nullptr) {
+    from->notes[page].move = static_cast<std::uint16_t>(move->index + 1);
+    ++from->moves_in_flight;
+  }
+  if (demand != nullptr) move->await(*demand);
+  region.table.publish(
+      page, {PageState::kFilling, entry.state, entry.flags, entry.generation, entry.slot});
+  observer_.fill_started(region.ref(page), move->ahead);
+  move->stage = Move::Stage::kPopulate;
+  move->job.work = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    const std::size_t offset = static_cast<std::size_t>(m.page) << kPageShift;
+    m.status = m.region->memory.populate(offset, kPageBytes);
+  };
+  move->job.done = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    m.migrator->populated(m);
+  };
+  executor_.execute(&move->job);
+  return true;
+}
+
+void Migrator::populated(Move& move) {
+  if (!move.status.ok()) {
+    fill_failed(move, move.status);
+    return;
+  }
+  Region& region = *move.region;
+  if (region.closing) {
+    fill_failed(move, Status(Code::kCancelled, "region closed"));
+    return;
+  }
+  if (move.from != nullptr && move.from->table.read(move.page).state == PageState::kResident) {
+    move.stage = Move::Stage::kCopy;
+    move.job.work = [](os::Job* job) {
+      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+      std::memcpy(m.region->page_data(m.page), m.from->page_data(m.page), kPageBytes);
+    };
+    move.job.done = [](os::Job* job) {
+      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+      ++m.migrator->counters_.pages_forked;
+      m.migrator->filled(m);
+    };
+    executor_.execute(&move.job);
+    return;
+  }
+  switch (move.from != nullptr ? move.from->table.read(move.page).state
+                               : region.table.read(move.page).source) {
+    case PageState::kOrigin:
+      read_origin(move);
+      return;
+    case PageState::kStored:
+      read_store(move);
+      return;
+    default:
+      filled(move);
+  }
+}
+
+void Migrator::read_origin(Move& move) {
+  Region& region = *move.region;
+  const std::uint64_t offset = static_cast<std::uint64_t>(move.page) << kPageShift;
+  if (region.origin->bytes_at(offset, kPageBytes) == 0) {  // beyond the end of the file
+    filled(move);
+    return;
+  }
+  move.stage = Move::Stage::kRead;
+  move.io.run = [](os::Completion* io, int result, std::uint32_t) {
+    Move& m = *static_cast<Move::Part<os::Completion>*>(io)->move;
+    m.migrator->origin_read(m, result);
+  };
+  ring_.prepare(&move.io, [&](io_uring_sqe* sqe) {
+    // Whole pages: direct I/O past the end of the file ends early and leaves the zeroes.
+    io_uring_prep_read(sqe, region.origin->fd(), region.page_data(move.page) + move.read_bytes,
+                       static_cast<unsigned>(kPageBytes - move.read_bytes),
+                       offset + move.read_bytes);
+  });
+}
+
+void Migrator::origin_read(Move& move, int result) {
+  Region& region = *move.region;
+  const std::uint64_t offset = static_cast<std::uint64_t>(move.page) << kPageShift;
+  const std::uint64_t want = region.origin->bytes_at(offset, kPageBytes);
+  if (result > 0) {
+    move.read_bytes += static_cast<std::uint64_t>(result);
+    counters_.origin_read_bytes += static_cast<std::uint64_t>(result);
+  }
+  if (move.read_bytes >= want) {
+    filled(move);
+    return;
+  }
+  const bool goes_on = result > 0 && is_aligned(move.read_bytes, kOsPageBytes);
+  if (!region.closing &&
+      (goes_on || result == -EINTR || result == -EAGAIN || ++move.tries < Move::kOriginTriesMax)) {
+    move.read_bytes = align_down(move.read_bytes, kOsPageBytes);
+    read_origin(move);
+    return;
+  }
+  ++counters_.origin_read_errors;
+  read_done(move, result < 0 ? Status::from_errno("reading the origin file", -result)
+                             : Status(Code::kCorrupt, "the origin file has become shorter"));
+}
+
+void Migrator::read_store(Move& move) {
+  Region& owner = move.from != nullptr ? *move.from : *move.region;
+  move.stage = Move::Stage::kRead;
+  move.read.done = [](tier::ReadOp* op, Status status) {
+    Move& m = *static_cast<Move::Part<tier::ReadOp>*>(op)->move;
+    if (status.ok()) m.migrator->counters_.store_read_bytes += kPageBytes;
+    m.migrator->read_done(m, status);
+  };
+  move.read.key = key_of(owner, move.page);
+  const Residency entry = owner.table.read(move.page);
+  move.read.generation = entry.generation;
+  move.read.locator = entry.slot;
+  move.read.page = move.region->page_data(move.page);
+  const Status status =
+      store_ != nullptr ? store_->read(&move.read) : Status(Code::kNotFound, "no store");
+  if (!status.ok()) read_done(move, status);
+}
+
+void Migrator::read_done(Move& move, Status status) {
+  if (status.ok()) {
+    filled(move);
+  } else {
+    fill_failed(move, status);
+  }
+}
+
+// Back to the source, which still holds the bytes; or lost, when it does not.
+void Migrator::fill_failed(Move& move, Status status) {
+  Region& region = *move.region;
+  const Residency entry = region.table.read(move.page);
+  if (move.takes_frame) {
+    (void)region.memory.punch(static_cast<std::size_t>(move.page) << kPageShift, kPageBytes);
+    node_.give_back();
+  }
+  region.table.publish(
+      move.page, {entry.source, PageState::kFresh, entry.flags, entry.generation, entry.slot});
+  observer_.fill_failed(region.ref(move.page));
+  const bool stored = entry.source == PageState::kStored;
+  switch (status.code()) {
+    case Code::kCancelled:
+      break;
+    case Code::kNoMemory:
+      shortage_ = true;
+      ++counters_.populate_failures;
+      // Its waiters try again with the frames that others give back.
+      waiting_.insert(waiting_.end(), move.waiters.begin(), move.waiters.end());
+      move.waiters.clear();
+      break;
+    case Code::kCorrupt:
+    case Code::kNotFound:
+      if (stored || move.from != nullptr) {
+        ++counters_.store_corrupt;
+        if (stored) lose(region, move.page, status.what());
+        break;
+      }
+      [[fallthrough]];
+    default:
+      if (entry.source == PageState::kOrigin) {
+        // As a mapping of the file would: SIGBUS for this access.
+        observer_.lost(region, move.page, status.what());
+        for (const Waiting& w : move.waiters) {
+          if (w.view != nullptr) poison(*w.view, move.page);
+        }
+        move.waiters.clear();
+      } else if (stored) {
+        ++counters_.store_corrupt;
+        lose(region, move.page, status.what());
+      }
+  }
+  end(move);
+}
+
+void Migrator::filled(Move& move) {
+  Region& region = *move.region;
+  const Residency entry = region.table.read(move.page);
+  const bool demanded_write = std::any_of(move.waiters.begin(), move.waiters.end(),
+                                          [](const Waiting& w) { return w.write; });
+  const bool stored = entry.source == PageState::kStored;
+  const bool keeps_copy = stored && !demanded_write && write_protect_on_map_;
+  if (region.closing) {
+    fill_failed(move, Status(Code::kCancelled, "region closed"));
+    return;
+  }
+  // Published before it can be mapped: from here the memfd page is the truth.
+  region.table.publish(
+      move.page, {PageState::kResident, PageState::kFresh,
+                  static_cast<std::uint8_t>(pin_of(entry) | (keeps_copy ? Residency::kHasCopy : 0)),
+                  entry.generation, keeps_copy ? entry.slot : 0});
+  if (stored && !keeps_copy) release_record(region, move.page, entry);
+  if (entry.source == PageState::kFresh) {
+    ++counters_.fresh_pages;
+  } else {
+    ++counters_.promotions;
+  }
+  if (move.ahead) ++counters_.prefetches;
+  // A fresh page counts as dirty: whether the engine only read it is not tracked.
+  observer_.filled(region.ref(move.page),
+                   region.origin != nullptr || keeps_copy ? Refetch::kRead : Refetch::kWrite);
+  const std::uint64_t now = os::now_ns();
+  for (const Waiting& w : move.waiters) {
+    if (w.view == nullptr || w.view->region != &region) continue;
+    (entry.source == PageState::kFresh ? first_touch_us_ : restore_us_)
+        .add((now - w.since_ns) / 1000);
+  }
+  end(move);  // maps it for those that wait
+}
+
+// A page of `region` is about to be written: children that still share it get theirs first.
+bool Migrator::settle_children(Region& region, std::uint32_t page, const Waiting& then) {
+  for (Region* child : region.children) {
+    if (!inherits(*child, page)) continue;
+    if (child->closing) continue;
+    if (!start_fill(*child, page, nullptr)) {
+      waiting_.push_back(then);
+      return false;
+    }
+    if (Move* move = move_of(region, page); move != nullptr) {
+      move->await(then);
+      return false;
+    }
+  }
+  return true;
+}
+
+Status Migrator::promote(Region& region, std::uint32_t page) {
+  const Residency entry = region.table.read(page);
+  if (region.closing || move_of(region, page) != nullptr) return Status(Code::kBusy, "moving");
+  if (entry.state != PageState::kStored && entry.state != PageState::kOrigin) {
+    return Status(Code::kBusy, "nothing to bring in");
+  }
+  return start_fill(region, page, nullptr) ? Status{} : Status(Code::kBusy, "no frame free");
+}
+
+Status Migrator::demote(Region& region, std::uint32_t page) {
+  const Residency entry = region.table.read(page);
+  if ((region.closing && region.children.empty()) || move_of(region, page) != nullptr ||
+      entry.state != PageState::kResident) {
+    return Status(Code::kBusy, "moving or not resident");
+  }
+  if (has(entry, Residency::kPinned)) return Status(Code::kBusy, "pinned");
+  if (demotes_ >= options_.demotes_max) return Status(Code::kBusy, "enough in flight");
+  const bool copied = has(entry, Residency::kHasCopy);
+  if (region.origin != nullptr || copied) {
+    Move* move = begin(region, page, Kind::kDrop);
+    if (move == nullptr) return Status(Code::kBusy, "enough in flight");
+    observer_.demote_started(region.ref(page));
+    region.table.publish(page, {copied ? PageState::kStored : PageState::kOrigin, PageState::kFresh,
+                                0, entry.generation, entry.slot});
+    ++counters_.pages_dropped;
+    start_punch(*move);
+    return {};
+  }
+  if (store_ == nullptr) return Status(Code::kUnsupported, "no NVMe store is configured");
+  Move* move = begin(region, page, Kind::kDemote);
+  if (move == nullptr) return Status(Code::kBusy, "enough in flight");
+  observer_.demote_started(region.ref(page));
+  const auto generation =
+      static_cast<std::uint16_t>((entry.generation + 1U) & Residency::kGenerationMask);
+  region.table.publish(page, {PageState::kWriting, PageState::kFresh, entry.flags, generation, 0});
+  for (auto& view : region.views) {
+    const Status status =
+        os::write_protect(view->userfault, view->address_of(page), kPageBytes, true);
+    if (!status.ok() && status.code() != Code::kPeerGone) {
+      region.table.publish(page, entry);
+      observer_.demote_failed(region.ref(page));
+      end(*move);
+      return status;
+    }
+  }
+  move->stage = Move::Stage::kWrite;
+  move->write.done = [](tier::WriteOp* op, Status status) {
+    Move& m = *static_cast<Move::Part<tier::WriteOp>*>(op)->move;
+    m.migrator->written(m, status);
+  };
+  move->write.key = key_of(region, page);
+  move->write.generation = generation;
+  move->write.kind = tier::RecordKind::kEphemeral;
+  move->write.page = region.page_data(page);
+  if (const Status status = store_->write(&move->write); !status.ok()) {
+    write_failed(*move);
+    return status;
+  }
+  return {};
+}
+
+// The engine came back to a page that is being written: it stays.
+void Migrator::cancel_write(Move& move) {
+  Region& region = *move.region;
+  move.cancelled = true;
+  ++counters_.writes_cancelled;
+  const Residency entry = region.table.read(move.page);
+  region.table.publish(
+      move.page, {PageState::kResident, PageState::kFresh, pin_of(entry), entry.generation, 0});
+  observer_.demote_failed(region.ref(move.page));
+}
+
+void Migrator::written(Move& move, Status status) {
+  Region& region = *move.region;
+  if (status.ok()) counters_.store_write_bytes += kPageBytes;
+  if (move.cancelled || region.closing) {
+    if (status.ok())
+      (void)store_->release(move.write.key, move.write.generation, move.write.locator);
+    if (!move.cancelled) {
+      region.table.publish(move.page, {PageState::kResident, PageState::kFresh, 0,
+                                       static_cast<std::uint16_t>(move.write.generation), 0});
+      observer_.demote_failed(region.ref(move.page));
+    }
+    end(move);
+    return;
+  }
+  if (!status.ok()) {
+    write_failed(move);
+    return;
+  }
+  region.table.publish(move.page,
+                       {PageState::kStored, PageState::kFresh, 0,
+                        static_cast<std::uint16_t>(move.write.generation), move.write.locator});
+  start_punch(move);
+}
+
+// The page stays where it is, and the engine may write to it again.
+void Migrator::write_failed(Move& move) {
+  ++counters_.store_write_errors;
+  cancel_write(move);
+  --counters_.writes_cancelled;
+  for (auto& view : move.region->views) {
+    (void)os::write_protect(view->userfault, view->address_of(move.page), kPageBytes, false);
+  }
+  end(move);
+}
+
+void Migrator::start_punch(Move& move) {
+  move.stage = Move::Stage::kPunch;
+  move.job.work = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    m.status = m.region->memory.punch(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
+  };
+  move.job.done = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    m.migrator->punched(m);
+  };
+  executor_.execute(&move.job);
+}
+
+void Migrator::punched(Move& move) {
+  KV_CHECK(move.status.ok());  // punching sealed memory of ours cannot fail
+  Region& region = *move.region;
+  node_.give_back();
+  if (move.kind == Kind::kDiscard) {
+    observer_.discarded(region.ref(move.page));
+  } else {
+    ++counters_.demotions;
+    observer_.demoted(region.ref(move.page));
+  }
+  end(move);
+}
+
+void Migrator::release_record(const Region& region, std::uint32_t page, Residency entry) {
+  if (store_ != nullptr) (void)store_->release(key_of(region, page), entry.generation, entry.slot);
+}
+
+void Migrator::drop_copy(Region& region, std::uint32_t page) {
+  const Residency entry = region.table.read(page);
+  region.table.publish(
+      page, {PageState::kResident, PageState::kFresh, pin_of(entry), entry.generation, 0});
+  release_record(region, page, entry);
+  observer_.dirtied(region.ref(page));
+}
+
+void Migrator::discard(Region& region, std::uint32_t first, std::uint32_t count,
+                       std::shared_ptr<Countdown> countdown) {
+  for (std::uint32_t page = first; page < first + count; ++page) {
+    const auto wait_for = [&](Move& move) {
+      if (countdown == nullptr) return;
+      ++countdown->remaining;
+      move.countdowns.push_back(countdown);
+    };
+    if (Move* move = move_of(region, page); move != nullptr) {
+      region.notes[page].discard = true;  // done when that move ends
+      wait_for(*move);
+      continue;
+    }
+    const Residency entry = region.table.read(page);
+    if (entry.state == PageState::kResident || entry.state == PageState::kStored) {
+      const Waiting nobody{nullptr, page, false, 0};
+      if (!settle_children(region, page, nobody)) {
+        if (Move* move = move_of(region, page); move != nullptr) {
+          region.notes[page].discard = true;
+          wait_for(*move);
+        }
+        continue;
+      }
+    }
+    if (entry.state == PageState::kStored || has(entry, Residency::kHasCopy)) {
+      release_record(region, page, entry);
+    }
+    region.table.publish(
+        page, {PageState::kFresh, PageState::kFresh, pin_of(entry), entry.generation, 0});
+    if (entry.state != PageState::kResident) {
+      if (entry.state != PageState::kFresh) observer_.discarded(region.ref(page));
+      continue;
+    }
+    Move* move = begin(region, page, Kind::kDiscard);
+    if (move == nullptr) {  // every move is taken: on the spot
+      (void)region.memory.punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
+      node_.give_back();
+      observer_.discarded(region.ref(page));
+      continue;
+    }
+    wait_for(*move);
+    start_punch(*move);
+  }
+}
+
+void Migrator::set_pinned(Region& region, std::uint32_t page, bool pinned) {
+  const Residency entry = region.table.read(page);
+  region.table.publish(page, pinned ? with_flags(entry, Residency::kPinned, 0)
+                                    : with_flags(entry, 0, Residency::kPinned));
+}
+
+void Migrator::hold(View& view) {
+  view.held = true;
+  (void)os::write_protect(view.userfault, view.address,
+                          static_cast<std::uint64_t>(view.page_count) << kPageShift, true);
+}
+
+void Migrator::release(View& view) { view.held = false; }
+
+void Migrator::inherit(Region& parent, Region& child) {
+  child.parent = &parent;
+  parent.children.push_back(&child);
+}
+
+void Migrator::poison(View& view, std::uint32_t page) {
+  // Before 6.6 the thread waits for ever rather than reading other bytes.
+  (void)os::poison(view.userfault, view.address_of(page), kPageBytes);
+}
+
+void Migrator::lose(Region& region, std::uint32_t page, const char* why) {
+  const Residency entry = region.table.read(page);
+  region.table.publish(page,
+                       {PageState::kLost, PageState::kFresh, pin_of(entry), entry.generation, 0});
+  ++counters_.pages_lost;
+  observer_.lost(region, page, why);
+}
+
+void Migrator::view_removed(View& view) {
+  std::erase_if(waiting_, [&](const Waiting& w) { return w.view == &view; });
+  for (auto& move : moves_) {
+    for (Waiting& w : move->waiters) {
+      if (w.view == &view) w.view = nullptr;
+    }
+  }
+}
+
+void Migrator::close(Region& region) {
+  region.closing = true;
+  for (std::uint32_t page = 0; region.moves_in_flight > 0 && page < region.page_count(); ++page) {
+    Move* move = move_of(region, page);
+    if (move != nullptr && move->region == &region && move->kind == Kind::kDemote &&
+        move->stage == Move::Stage::kWrite && !move->cancelled) {
+      cancel_write(*move);
+    }
+  }
+  if (region.moves_in_flight > 0 || !region.children.empty()) return;
+  for (std::uint32_t page = 0; page < region.page_count(); ++page) {
+    const Residency entry = region.table.read(page);
+    if (entry.state == PageState::kResident) node_.give_back();
+    if (entry.state == PageState::kStored || has(entry, Residency::kHasCopy)) {
+      release_record(region, page, entry);
+    }
+  }
+  Region* parent = region.parent;
+  if (parent != nullptr) std::erase(parent->children, &region);
+  observer_.region_gone(region);  // `region` is no more
+  if (parent != nullptr && parent->closing) close(*parent);
+}
+
+void Migrator::grant_over_budget() { over_budget_ = waiting_.size(); }
+
+void Migrator::serve_waiting() {
+  for (std::size_t left = waiting_.size(); left > 0; --left) {
+    const Waiting w = waiting_.front();
+    waiting_.pop_front();
+    if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
+  }
+  over_budget_ = 0;
+}
+
+}  // namespace kvmem::migrate

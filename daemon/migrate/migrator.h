@@ -1,0 +1,180 @@
+// Migrator: carries pages between tiers and answers faults with them. Loop only; workers populate,
+// copy and punch, the ring reads and writes.
+//
+// It decides nothing: which page moves ahead of need, and which makes room, comes from outside.
+// Faults are demands, and are served first-come as frames allow.
+//
+// A move is one page's way through:
+//   fill    populate -> read (origin file, store record, parent's page) -> publish resident -> map
+//   demote  publish writing, write-protect -> write record -> publish stored -> punch
+//   drop    publish origin|stored (the bytes are there already) -> punch
+//   discard publish fresh -> punch
+// A failed or cancelled move leaves the page where it was. residency.h says why each step may be
+// the last one of a daemon that is killed.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "migrate/region.h"
+#include "model/counters.h"
+#include "model/histogram.h"
+#include "model/page.h"
+#include "os/ring.h"
+#include "os/userfault.h"
+#include "os/workers.h"
+#include "tier/memory_node.h"
+#include "tier/store.h"
+
+namespace kvmem::migrate {
+
+// Hears every fact about pages; the loop hands them to heat and policy.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void touched(model::PageRef page, model::Touch touch) = 0;
+  virtual void fill_started(model::PageRef page, bool ahead) = 0;
+  virtual void filled(model::PageRef page, model::Refetch refetch) = 0;
+  virtual void fill_failed(model::PageRef page) = 0;
+  virtual void dirtied(model::PageRef page) = 0;
+  virtual void demote_started(model::PageRef page) = 0;
+  virtual void demoted(model::PageRef page) = 0;
+  virtual void demote_failed(model::PageRef page) = 0;
+  virtual void discarded(model::PageRef page) = 0;
+  // `page` cannot be had back: its engine gets SIGBUS. One log line.
+  virtual void lost(const Region& region, std::uint32_t page, const char* why) = 0;
+  // The last move of a closing region ended; it may be forgotten.
+  virtual void region_gone(Region& region) = 0;
+};
+
+// Counts down; runs `done` when the last of the work it stands for has ended.
+struct Countdown {
+  std::uint32_t remaining = 0;
+  std::function<void()> done;
+};
+
+struct MigratorOptions {
+  std::uint32_t fills_max = 32;    // in flight, demanded or ahead
+  std::uint32_t demotes_max = 32;  // writing or punching
+};
+
+class Migrator {
+ public:
+  // `store` may be null: anonymous pages then stay in DRAM.
+  Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNode& node, tier::Store* store,
+           Observer& observer, MigratorOptions options);
+  Migrator(const Migrator&) = delete;
+  Migrator& operator=(const Migrator&) = delete;
+  ~Migrator();
+
+  // An engine touched a page that is not mapped, or wrote to a protected one.
+  void fault(View& view, const os::Fault& fault, std::uint64_t now_ns);
+
+  // Brings a page in ahead of need. kBusy: moving, resident or no frame or slot free. A resident
+  // page with kPinned keeps it.
+  Status promote(Region& region, std::uint32_t page);
+  // Sends a page out. kBusy: moving or not resident; kUnsupported: nowhere to go.
+  Status demote(Region& region, std::uint32_t page);
+  // The engine gave up the contents; `countdown` (may be null) ends when they are gone.
+  void discard(Region& region, std::uint32_t first, std::uint32_t count,
+               std::shared_ptr<Countdown> countdown);
+  void set_pinned(Region& region, std::uint32_t page, bool pinned);
+
+  // Forking: from hold() to release() nothing new is mapped for the view and writes to it wait.
+  void hold(View& view);
+  void release(View& view);
+  // `child` starts as a copy of `parent`, made page by page on demand.
+  // REQUIRES: the parent's views are held; same page count; child's table all kInherited.
+  void inherit(Region& parent, Region& child);
+
+  // Forgets the faults and wakes nothing: the engine unmapped the view or died.
+  void view_removed(View& view);
+  // Begins the end of a region without views; region_gone() follows, possibly at once.
+  void close(Region& region);
+
+  // Demands that wait for a frame. While this is not 0, demote.
+  std::size_t demands_waiting() const { return waiting_.size(); }
+  // Lets waiting demands have frames beyond the budget: nothing can be demoted.
+  void grant_over_budget();
+  // Retries what waits; called after each batch of completions.
+  void serve_waiting();
+
+  std::uint32_t fills_in_flight() const { return fills_; }
+  std::uint32_t demotes_in_flight() const { return demotes_; }
+  // A shortage of real memory was met since the last call; the budget is more than the machine
+  // gives.
+  bool take_shortage() { return std::exchange(shortage_, false); }
+
+  const model::Counters& counters() const { return counters_; }
+  model::Counters& counters() { return counters_; }
+  const model::Histogram& restore_us() const { return restore_us_; }
+  const model::Histogram& first_touch_us() const { return first_touch_us_; }
+
+  static tier::Key key_of(const Region& region, std::uint32_t page) {
+    return {region.session_id, region.id << 24 | page};
+  }
+
+ private:
+  struct Move;
+  struct Waiting {
+    View* view = nullptr;
+    std::uint32_t page = 0;
+    bool write = false;
+    std::uint64_t since_ns = 0;
+  };
+  enum class Kind : std::uint8_t { kFill, kDemote, kDrop, kDiscard };
+
+  Move* move_of(const Region& region, std::uint32_t page);
+  Move* begin(Region& region, std::uint32_t page, Kind kind);
+  void end(Move& move);
+
+  void serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
+  bool start_fill(Region& region, std::uint32_t page, const Waiting* demand);
+  void populated(Move& move);
+  void read_origin(Move& move);
+  void origin_read(Move& move, int result);
+  void read_store(Move& move);
+  void read_done(Move& move, Status status);
+  void fill_failed(Move& move, Status status);
+  void filled(Move& move);
+  void map_resident(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
+  void start_punch(Move& move);
+  void punched(Move& move);
+  void written(Move& move, Status status);
+  void cancel_write(Move& move);
+  void write_failed(Move& move);
+  void release_record(const Region& region, std::uint32_t page, residency::Residency entry);
+  void drop_copy(Region& region, std::uint32_t page);
+  void poison(View& view, std::uint32_t page);
+  void lose(Region& region, std::uint32_t page, const char* why);
+  // Gives the children their copies of a page that is about to change. True: nothing to wait for.
+  bool settle_children(Region& region, std::uint32_t page, const Waiting& then);
+  bool inherits(const Region& region, std::uint32_t page) const;
+  void requeue_waiters(Move& move);
+
+  os::Ring& ring_;
+  os::Executor& executor_;
+  tier::MemoryNode& node_;
+  tier::Store* store_;
+  Observer& observer_;
+  const MigratorOptions options_;
+
+  std::vector<std::unique_ptr<Move>> moves_;
+  std::vector<std::uint16_t> free_moves_;
+  std::deque<Waiting> waiting_;
+  std::uint32_t fills_ = 0;
+  std::uint32_t demotes_ = 0;
+  std::uint64_t over_budget_ = 0;
+  bool shortage_ = false;
+  bool write_protect_on_map_ = true;  // until the kernel says it cannot (before 6.4)
+
+  model::Counters counters_;
+  model::Histogram restore_us_;
+  model::Histogram first_touch_us_;
+};
+
+}  // namespace kvmem::migrate

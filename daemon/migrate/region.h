@@ -1,0 +1,79 @@
+// Region and View: what the daemon moves, and where engines see it.
+//
+// A Region is memory (a memfd), its residency table and where clean pages come from. A View is one
+// engine's mapping of a stretch of it: an anonymous region has one, a model file as many as engines
+// map it. Loop only, except that workers read `memory`.
+//
+//   open -> closing   last view gone; no new moves
+//   closing -> gone   last move in flight has ended; frames and slots are given back
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "model/page.h"
+#include "os/memory.h"
+#include "residency/table.h"
+#include "tier/origin.h"
+
+namespace kvmem::migrate {
+
+struct Region;
+
+struct View {
+  Region* region = nullptr;
+  std::uint64_t session_id = 0;
+  int userfault = -1;  // the engine's; owned by its session
+  std::uint64_t address = 0;
+  std::uint32_t first_page = 0;
+  std::uint32_t page_count = 0;
+  bool held = false;  // its engine is forking: nothing is mapped until ForkEnd
+  void* owner = nullptr;
+
+  bool covers(std::uint32_t page) const { return page - first_page < page_count; }
+  std::uint64_t address_of(std::uint32_t page) const {
+    return address + (static_cast<std::uint64_t>(page - first_page) << kPageShift);
+  }
+  std::uint32_t page_at(std::uint64_t at) const {
+    return first_page + static_cast<std::uint32_t>((at - address) >> kPageShift);
+  }
+};
+
+// The daemon's own word on a page, 4 bytes beside the 8 of the residency table.
+struct PageNote {
+  static constexpr std::uint16_t kNoMove = 0;
+  std::uint16_t move = kNoMove;  // index of the move in flight, + 1
+  bool discard = false;          // contents dropped by the engine while a move was in flight
+  bool waiting = false;          // a fault waits for a frame
+};
+static_assert(sizeof(PageNote) == 4);
+
+struct Region {
+  model::RegionSlot slot = 0;
+  std::uint64_t id = 0;  // unique in this host's daemons, old and new
+  std::uint32_t uid = 0;
+  std::uint64_t session_id = 0;  // owner of an anonymous region
+  std::int32_t pid = 0;
+  std::string tag;
+  os::SharedMemory memory;
+  residency::ResidencyTable table;
+  std::unique_ptr<tier::Origin> origin;  // null: anonymous
+  std::vector<PageNote> notes;
+  std::vector<std::unique_ptr<View>> views;
+  std::uint32_t moves_in_flight = 0;
+  bool closing = false;
+
+  // Copy on demand after fork: pages of a child that still equal its parent's carry kInherited.
+  Region* parent = nullptr;
+  std::vector<Region*> children;
+
+  std::uint32_t page_count() const { return table.page_count(); }
+  std::byte* page_data(std::uint32_t page) const {
+    return memory.data() + (static_cast<std::size_t>(page) << kPageShift);
+  }
+  model::PageRef ref(std::uint32_t page) const { return {slot, page}; }
+};
+
+}  // namespace kvmem::migrate

@@ -1,0 +1,31 @@
+// What the daemon counts, since its start.
+#pragma once
+
+#include <cstdint>
+
+namespace kvmem::model {
+
+struct Counters {
+  std::uint64_t faults_missing = 0;
+  std::uint64_t faults_minor = 0;
+  std::uint64_t faults_wp = 0;
+  std::uint64_t fresh_pages = 0;
+  std::uint64_t origin_read_bytes = 0;
+  std::uint64_t store_read_bytes = 0;
+  std::uint64_t store_write_bytes = 0;
+  std::uint64_t pages_dropped = 0;  // left DRAM without a write
+  std::uint64_t promotions = 0;     // pages brought into DRAM
+  std::uint64_t demotions = 0;      // pages that left DRAM
+  std::uint64_t prefetches = 0;     // promotions ahead of a fault
+  std::uint64_t samples = 0;
+  std::uint64_t writes_cancelled = 0;  // demotions given up because the engine came back
+  std::uint64_t store_corrupt = 0;     // reads refused
+  std::uint64_t store_write_errors = 0;
+  std::uint64_t origin_read_errors = 0;
+  std::uint64_t pages_lost = 0;
+  std::uint64_t pages_forked = 0;        // copied for a forked child
+  std::uint64_t frames_over_budget = 0;  // granted because nothing could be demoted
+  std::uint64_t populate_failures = 0;   // the machine had no memory for a frame within the budget
+};
+
+}  // namespace kvmem::model

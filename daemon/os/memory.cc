@@ -1,0 +1,174 @@
+#include "os/memory.h"
+
+#include <fcntl.h>
+#include <numaif.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "base/page.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace kvmem::os {
+namespace {
+
+constexpr unsigned kHugeTlb2MiB = 21U << 26;  // MFD_HUGE_2MB, absent from glibc 2.36's headers
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+
+bool read_text(const char* path, char* text, std::size_t size) {
+  UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!fd) return false;
+  const ssize_t n = ::read(fd.get(), text, size - 1);
+  if (n < 0) return false;
+  text[n] = 0;
+  return true;
+}
+
+std::uint64_t read_number(const char* path) {
+  char text[64];
+  unsigned long long value = 0;
+  if (!read_text(path, text, sizeof text) || std::sscanf(text, "%llu", &value) != 1) return 0;
+  return value;
+}
+
+// The value in bytes of a "Key:   123 kB" line.
+std::uint64_t kib_line(const char* path, const char* key) {
+  char text[8192];
+  if (!read_text(path, text, sizeof text)) return 0;
+  const char* at = std::strstr(text, key);
+  unsigned long long kib = 0;
+  if (at == nullptr || std::sscanf(at + std::strlen(key), "%llu", &kib) != 1) return 0;
+  return kib * 1024;
+}
+
+}  // namespace
+
+Result<SharedMemory> SharedMemory::map(UniqueFd fd, std::size_t size_bytes, MemoryKind kind) {
+  // Aligned to the page by hand: a memfd mapping is not, unless its pages are huge.
+  const std::size_t reserve_bytes = size_bytes + kPageBytes;
+  void* reserve =
+      ::mmap(nullptr, reserve_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserve == MAP_FAILED) return Status::from_errno("mmap: address space");
+  const auto low = reinterpret_cast<std::uintptr_t>(reserve);
+  const std::uintptr_t start = align_up(low, kPageBytes);
+  const std::uintptr_t end = start + size_bytes;
+  if (start > low) ::munmap(reserve, start - low);
+  if (low + reserve_bytes > end) ::munmap(reinterpret_cast<void*>(end), low + reserve_bytes - end);
+  // NORESERVE: huge TLB pages are taken page by page, not all at once.
+  void* address = ::mmap(reinterpret_cast<void*>(start), size_bytes, PROT_READ | PROT_WRITE,
+                         MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd.get(), 0);
+  if (address == MAP_FAILED) {
+    const Status status = Status::from_errno("mmap: region memory");
+    ::munmap(reinterpret_cast<void*>(start), size_bytes);
+    return status;
+  }
+  SharedMemory memory;
+  memory.mapping_ = UniqueMapping({address, size_bytes});
+  memory.fd_ = std::move(fd);
+  memory.kind_ = kind;
+  (void)::madvise(address, size_bytes, MADV_DONTDUMP);
+  (void)::madvise(address, size_bytes, MADV_DONTFORK);
+  if (kind == MemoryKind::kHugeShmem) (void)::madvise(address, size_bytes, MADV_HUGEPAGE);
+  return memory;
+}
+
+Result<SharedMemory> SharedMemory::create(const char* name, std::size_t size_bytes, MemoryKind kind,
+                                          bool shared_read_only) {
+  const unsigned huge = kind == MemoryKind::kHugeTlb ? MFD_HUGETLB | kHugeTlb2MiB : 0U;
+  UniqueFd fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | huge));
+  if (!fd) return Status::from_errno("memfd_create");
+  if (::fchmod(fd.get(), shared_read_only ? 0444 : 0600) != 0) return Status::from_errno("fchmod");
+  if (::ftruncate(fd.get(), static_cast<off_t>(size_bytes)) != 0)
+    return Status::from_errno("ftruncate");
+  if (::fcntl(fd.get(), F_ADD_SEALS, kSeals | F_SEAL_SEAL) != 0)
+    return Status::from_errno("F_ADD_SEALS");
+  return map(std::move(fd), size_bytes, kind);
+}
+
+Result<SharedMemory> SharedMemory::adopt(UniqueFd fd, std::size_t size_bytes, MemoryKind kind,
+                                         std::uint32_t owner_uid) {
+  struct stat st {};
+  if (::fstat(fd.get(), &st) != 0) return Status::from_errno("fstat");
+  const int seals = ::fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals)
+    return Status(Code::kInvalid, "not sealed region memory");
+  if (static_cast<std::uint64_t>(st.st_size) != size_bytes)
+    return Status(Code::kInvalid, "region memory of another size");
+  if (st.st_uid != owner_uid) return Status(Code::kInvalid, "region memory of another owner");
+  if ((st.st_blksize == static_cast<blksize_t>(kPageBytes)) != (kind == MemoryKind::kHugeTlb) &&
+      kind != MemoryKind::kHugeShmem) {
+    return Status(Code::kInvalid, "region memory of another kind");
+  }
+  if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDWR) {
+    KV_ASSIGN_OR_RETURN(fd, reopen(fd.get(), O_RDWR));
+  }
+  return map(std::move(fd), size_bytes, kind);
+}
+
+Status SharedMemory::populate(std::size_t offset, std::size_t size_bytes) const {
+  if (::madvise(data() + offset, size_bytes, MADV_POPULATE_WRITE) == 0) return {};
+  // EFAULT: the fault would have raised SIGBUS, the pool is empty.
+  if (errno == ENOMEM || errno == EFAULT)
+    return Status(Code::kNoMemory, "no memory for a page", errno);
+  return Status::from_errno("madvise(MADV_POPULATE_WRITE)");
+}
+
+Status SharedMemory::punch(std::size_t offset, std::size_t size_bytes) const {
+  if (::fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                  static_cast<off_t>(size_bytes)) != 0) {
+    return Status::from_errno("fallocate(PUNCH_HOLE)");
+  }
+  return {};
+}
+
+Status SharedMemory::bind(int node) const {
+  const unsigned long mask = 1UL << node;
+  if (::mbind(data(), size_bytes(), MPOL_BIND, &mask, sizeof mask * 8, 0) != 0)
+    return Status::from_errno("mbind");
+  return {};
+}
+
+Result<UniqueFd> reopen(int fd, int open_flags) {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  UniqueFd again(::open(path, open_flags | O_CLOEXEC));
+  if (!again) return Status::from_errno("open: reopening a descriptor");
+  return again;
+}
+
+std::uint64_t huge_tlb_pages_available() {
+  constexpr char kPool[] = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+  const auto value = [&](const char* name) {
+    char path[128];
+    std::snprintf(path, sizeof path, "%s%s", kPool, name);
+    return read_number(path);
+  };
+  const std::uint64_t overcommit = value("nr_overcommit_hugepages");
+  const std::uint64_t surplus = value("surplus_hugepages");
+  const std::uint64_t reserved = value("resv_hugepages");
+  const std::uint64_t free = value("free_hugepages");
+  return (free > reserved ? free - reserved : 0) +
+         (overcommit > surplus ? overcommit - surplus : 0);
+}
+
+bool huge_shmem_available() {
+  char text[128];
+  if (!read_text("/sys/kernel/mm/transparent_hugepage/shmem_enabled", text, sizeof text))
+    return false;
+  return std::strstr(text, "[advise]") != nullptr || std::strstr(text, "[always]") != nullptr ||
+         std::strstr(text, "[within_size]") != nullptr || std::strstr(text, "[force]") != nullptr;
+}
+
+std::uint64_t memory_total_bytes() { return kib_line("/proc/meminfo", "MemTotal:"); }
+
+std::uint64_t private_resident_bytes() {
+  return kib_line("/proc/self/status", "RssAnon:") + kib_line("/proc/self/status", "RssFile:");
+}
+
+}  // namespace kvmem::os
