@@ -98,21 +98,22 @@ Result<std::unique_ptr<Loop>> Loop::create(const LoopOptions& options) {
 }
 
 Loop::~Loop() {
-  // Let go of what is in flight before anything it names goes. Bounded by the devices.
+  if (migrator_ == nullptr) return;
+  detach();
+}
+
+void Loop::detach() {
+  migrator_->detach();
   tick_.stop();
-  for (auto& region : regions_) {
-    for (auto& view : region->views) migrator_->view_removed(*view);
-    region->closing = true;
-  }
-  while ((migrator_ != nullptr &&
-          (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0)) ||
-         tick_.busy()) {
+  // Bounded by the devices: nothing new starts.
+  while (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0 || tick_.busy()) {
     if (!ring_.run_once(true).ok()) break;
   }
 }
 
 Status Loop::run_once() {
   KV_TRY(ring_.run_once(true).status());
+  if (migrator_->detached()) return {};
   migrator_->serve_waiting();
   if (changed_ || migrator_->demands_waiting() > 0) {
     changed_ = false;

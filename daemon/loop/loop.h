@@ -73,6 +73,10 @@ class Loop final : public migrate::Observer {
   void set_dram_pages(std::uint64_t pages);
   void set_sampling(bool on) { sampling_ = on; }
 
+  // The daemon stops and engines stay: finishes or undoes what moves, and starts nothing more.
+  // Tables and records are left for the next daemon to take over.
+  void detach();
+
   // Waits for completions, runs them, then plans and starts what follows.
   Status run_once();
   // For work that was done outside run_once(): plans at its end.

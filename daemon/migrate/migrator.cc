@@ -175,7 +175,7 @@ bool Migrator::inherits(const Region& region, std::uint32_t page) const {
 void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns) {
   Region& region = *view.region;
   const Waiting demand{&view, page, write, since_ns};
-  if (region.closing) return;
+  if (region.closing || detached_) return;
   if (view.held) {
     waiting_.push_back(demand);
     return;
@@ -259,6 +259,7 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
 }
 
 bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand) {
+  if (detached_) return false;
   Residency entry = region.table.read(page);
   // Who holds the bytes of an inherited page: the nearest ancestor that has its own.
   Region* from = nullptr;
@@ -324,7 +325,7 @@ void Migrator::populated(Move& move) {
     return;
   }
   Region& region = *move.region;
-  if (region.closing) {
+  if (region.closing || detached_) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
@@ -478,7 +479,7 @@ void Migrator::filled(Move& move) {
                                           [](const Waiting& w) { return w.write; });
   const bool stored = entry.source == PageState::kStored;
   const bool keeps_copy = stored && !demanded_write && write_protect_on_map_;
-  if (region.closing) {
+  if (region.closing || detached_) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
@@ -539,6 +540,9 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
     return Status(Code::kBusy, "moving or not resident");
   }
   if (has(entry, Residency::kPinned)) return Status(Code::kBusy, "pinned");
+  if (detached_) return Status(Code::kBusy, "stopping");
+  // The record's key is its session's, and a forked child's is not known before it claims.
+  if (region.origin == nullptr && region.session_id == 0) return Status(Code::kBusy, "not claimed");
   if (demotes_ >= options_.demotes_max) return Status(Code::kBusy, "enough in flight");
   const bool copied = has(entry, Residency::kHasCopy);
   if (region.origin != nullptr || copied) {
@@ -598,7 +602,7 @@ void Migrator::cancel_write(Move& move) {
 void Migrator::written(Move& move, Status status) {
   Region& region = *move.region;
   if (status.ok()) counters_.store_write_bytes += kPageBytes;
-  if (move.cancelled || region.closing) {
+  if (move.cancelled || region.closing || detached_) {
     if (status.ok())
       (void)store_->release(move.write.key, move.write.generation, move.write.locator);
     if (!move.cancelled) {
@@ -754,7 +758,13 @@ void Migrator::view_removed(View& view) {
   }
 }
 
+void Migrator::detach() {
+  detached_ = true;
+  waiting_.clear();
+}
+
 void Migrator::close(Region& region) {
+  if (detached_) return;
   region.closing = true;
   for (std::uint32_t page = 0; region.moves_in_flight > 0 && page < region.page_count(); ++page) {
     Move* move = move_of(region, page);

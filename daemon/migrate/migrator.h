@@ -96,6 +96,10 @@ class Migrator {
   // Begins the end of a region without views; region_gone() follows, possibly at once.
   void close(Region& region);
 
+  // From now on moves in flight end where they can be taken over, and none starts.
+  void detach();
+  bool detached() const { return detached_; }
+
   // Demands that wait for a frame. While this is not 0, demote.
   std::size_t demands_waiting() const { return waiting_.size(); }
   // Lets waiting demands have frames beyond the budget: nothing can be demoted.
@@ -170,6 +174,7 @@ class Migrator {
   std::uint32_t demotes_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;
+  bool detached_ = false;
   bool write_protect_on_map_ = true;  // until the kernel says it cannot (before 6.4)
 
   model::Counters counters_;

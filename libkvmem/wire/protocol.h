@@ -99,7 +99,7 @@ struct Request {
   std::uint64_t address = 0;     // of page `first_page` in the engine
   std::uint64_t first_page = 0;  // of the range within the region
   std::uint64_t page_count = 0;
-  std::uint64_t size_bytes = 0;  // RegionCreate: bytes asked for, before rounding to pages
+  std::uint64_t size_bytes = 0;     // RegionCreate: bytes asked for, before rounding to pages
   std::uint64_t origin_offset = 0;  // RegionCreate: of the mapping in the file; whole pages
   std::uint64_t fork_token = 0;
   RegionKind kind = RegionKind::kAnonymous;

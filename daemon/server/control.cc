@@ -1,0 +1,419 @@
+// What kvmemctl may ask: the daemon's state as JSON, one page explained, pages moved by hand.
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "os/clock.h"
+#include "os/memory.h"
+#include "server/server.h"
+
+namespace kvmem::server {
+namespace {
+
+using migrate::Region;
+using nlohmann::json;
+using residency::PageState;
+using residency::Residency;
+using wire::ControlOp;
+using wire::Reply;
+using wire::Request;
+
+constexpr std::uint32_t kExplainMovesMax = 16;
+
+const char* backing_name(os::MemoryKind kind) {
+  switch (kind) {
+    case os::MemoryKind::kHugeTlb:
+      return "hugetlb";
+    case os::MemoryKind::kHugeShmem:
+      return "thp";
+    case os::MemoryKind::kShmem:
+      return "4k";
+  }
+  return "?";
+}
+
+const char* state_name(PageState state) {
+  static constexpr std::array kNames = {"fresh",  "resident", "writing", "stored",
+                                        "origin", "filling",  "lost"};
+  return kNames[static_cast<std::size_t>(state)];
+}
+
+const char* tier_name(PageState state) {
+  switch (state) {
+    case PageState::kResident:
+    case PageState::kWriting:
+      return "dram";
+    case PageState::kStored:
+      return "nvme";
+    case PageState::kOrigin:
+      return "origin";
+    case PageState::kFilling:
+      return "dram (arriving)";
+    case PageState::kFresh:
+      return "none (never touched)";
+    case PageState::kLost:
+      return "none (lost)";
+  }
+  return "?";
+}
+
+char state_char(Residency entry) {
+  switch (entry.state) {
+    case PageState::kFresh:
+      return '.';
+    case PageState::kResident:
+      return (entry.flags & Residency::kHasCopy) != 0 ? 'r' : 'R';
+    case PageState::kWriting:
+      return 'W';
+    case PageState::kStored:
+      return 'S';
+    case PageState::kOrigin:
+      return 'O';
+    case PageState::kFilling:
+      return 'F';
+    case PageState::kLost:
+      return 'X';
+  }
+  return '?';
+}
+
+bool may_see(const os::Peer& peer, std::uint32_t uid) {
+  return peer.uid == 0 || peer.uid == ::geteuid() || peer.uid == uid;
+}
+
+json region_json(const Region& region) {
+  std::array<std::uint64_t, 8> states{};
+  std::uint64_t pinned = 0;
+  for (std::uint32_t page = 0; page < region.page_count(); ++page) {
+    const Residency entry = region.table.read(page);
+    ++states[static_cast<std::size_t>(entry.state)];
+    // An origin page that the file holds is resident and clean.
+    pinned += (entry.flags & Residency::kPinned) != 0;
+  }
+  const auto of = [&](PageState state) { return states[static_cast<std::size_t>(state)]; };
+  json sessions = json::array();
+  for (const auto& view : region.views) sessions.push_back(std::to_string(view->session_id));
+  return {{"region", region.slot},
+          {"session", std::to_string(region.session_id)},
+          {"pid", region.pid},
+          {"uid", region.uid},
+          {"tag", region.tag},
+          {"kind", region.origin != nullptr ? "origin" : "anonymous"},
+          {"path", region.origin != nullptr ? region.origin->path() : ""},
+          {"size_bytes", static_cast<std::uint64_t>(region.page_count()) << kPageShift},
+          {"page_bytes", kPageBytes},
+          {"page_count", region.page_count()},
+          {"backing", backing_name(region.memory.kind())},
+          {"views", region.views.size()},
+          {"sessions", sessions},
+          {"resident_pages",
+           of(PageState::kResident) + of(PageState::kWriting) + of(PageState::kFilling)},
+          {"stored_pages", of(PageState::kStored)},
+          {"origin_pages", of(PageState::kOrigin)},
+          {"fresh_pages", of(PageState::kFresh)},
+          {"lost_pages", of(PageState::kLost)},
+          {"pinned_pages", pinned}};
+}
+
+json tiers_json(Server& server) {
+  const loop::Loop& loop = server.loop();
+  json tiers = json::array();
+  tiers.push_back({{"name", "dram"},
+                   {"node", loop.dram().node()},
+                   {"capacity_bytes", loop.dram().capacity_pages() * kPageBytes},
+                   {"used_bytes", loop.dram().used_pages() * kPageBytes},
+                   {"backing", backing_name(loop.memory_kind())}});
+  if (const tier::Store* store = loop.store(); store != nullptr) {
+    const tier::StoreStats stats = store->stats();
+    tiers.push_back({{"name", "nvme"},
+                     {"path", server.config().nvme.path},
+                     {"capacity_bytes", stats.slots_max * kPageBytes},
+                     {"used_bytes", (stats.slots_live[0] + stats.slots_live[1]) * kPageBytes},
+                     {"file_bytes", stats.file_bytes},
+                     {"quarantined", stats.slots_retired},
+                     {"segments_failed", stats.segments_failed},
+                     {"queued", stats.queued}});
+  }
+  std::uint64_t files = 0;
+  std::uint64_t bytes = 0;
+  for (const Region* region : loop.regions()) {
+    if (region == nullptr || region->origin == nullptr) continue;
+    ++files;
+    bytes += region->origin->size_bytes();
+  }
+  tiers.push_back({{"name", "origin"}, {"files", files}, {"size_bytes", bytes}});
+  return tiers;
+}
+
+json regions_json(Server& server, const os::Peer& peer) {
+  json regions = json::array();
+  for (const Region* region : server.loop().regions()) {
+    if (region != nullptr && may_see(peer, region->uid)) regions.push_back(region_json(*region));
+  }
+  return regions;
+}
+
+json status_json(Server& server, const os::Peer& peer) {
+  loop::Loop& loop = server.loop();
+  json engines = json::array();
+  for (const auto& [number, session] : server.sessions()) {
+    if (session->id == 0 || session->ending || !may_see(peer, session->peer.uid)) continue;
+    std::uint64_t size = 0;
+    std::uint64_t resident = 0;
+    for (const auto& [address, view] : session->views) {
+      size += static_cast<std::uint64_t>(view->page_count) << kPageShift;
+      for (std::uint32_t i = 0; i < view->page_count; ++i) {
+        const PageState state = view->region->table.read(view->first_page + i).state;
+        resident += state == PageState::kResident || state == PageState::kWriting ? kPageBytes : 0;
+      }
+    }
+    engines.push_back({{"session", std::to_string(session->id)},
+                       {"pid", session->pid},
+                       {"uid", session->peer.uid},
+                       {"tag", session->tag},
+                       {"regions", session->views.size()},
+                       {"size_bytes", size},
+                       {"resident_bytes", resident},
+                       {"connected", true}});
+  }
+  const model::Counters& c = loop.migrator().counters();
+  const loop::PlannerStats& p = loop.planner().stats();
+  json reasons = json::object();
+  for (std::size_t i = 0; i < model::kReasonCount; ++i) {
+    if (p.moves[i] > 0)
+      reasons[std::string(model::reason_name(static_cast<model::Reason>(i)))] = p.moves[i];
+  }
+  json counters = {{"faults_missing", c.faults_missing},
+                   {"faults_minor", c.faults_minor},
+                   {"faults_wp", c.faults_wp},
+                   {"fresh_pages", c.fresh_pages},
+                   {"origin_read_bytes", c.origin_read_bytes},
+                   {"store_read_bytes", c.store_read_bytes},
+                   {"store_write_bytes", c.store_write_bytes},
+                   {"pages_dropped", c.pages_dropped},
+                   {"promotions", c.promotions},
+                   {"demotions", c.demotions},
+                   {"prefetches", c.prefetches},
+                   {"prefetch_useful", p.ahead_used},
+                   {"prefetch_wasted", p.ahead_unused},
+                   {"samples", c.samples},
+                   {"writes_cancelled", c.writes_cancelled},
+                   {"store_corrupt", c.store_corrupt},
+                   {"store_write_errors", c.store_write_errors},
+                   {"origin_read_errors", c.origin_read_errors},
+                   {"pages_lost", c.pages_lost},
+                   {"pages_forked", c.pages_forked},
+                   {"frames_over_budget", c.frames_over_budget},
+                   {"populate_failures", c.populate_failures},
+                   {"demand_waits", p.demand},
+                   {"demoted_early", p.demoted_early},
+                   {"sessions_total", server.totals().sessions},
+                   {"sessions_resumed", server.totals().resumed},
+                   {"requests_refused", server.totals().refused}};
+  const auto& restore = loop.migrator().restore_us();
+  const auto& first = loop.migrator().first_touch_us();
+  return {{"daemon",
+           {{"pid", ::getpid()},
+            {"version", "0.1.0"},
+            {"uptime_s", static_cast<double>(os::now_ns() - server.started_ns()) / 1e9},
+            {"rss_bytes", os::private_resident_bytes()},
+            {"socket", server.config().daemon.socket},
+            {"huge_pages", backing_name(loop.memory_kind())},
+            {"metadata_bytes", loop.planner().metadata_bytes()},
+            {"warnings", server.warnings()}}},
+          {"tiers", tiers_json(server)},
+          {"engines", engines},
+          {"regions", regions_json(server, peer)},
+          {"counters", counters},
+          {"moves_by_reason", reasons},
+          {"learned",
+           {{"cycle_touches", p.cycle_touches},
+            {"keep_recent", p.keep_recent},
+            {"ahead_target", p.ahead_target},
+            {"reserve", p.reserve}}},
+          {"latency",
+           {{"restore_count", restore.count()},
+            {"restore_p50_us", restore.quantile(0.5)},
+            {"restore_p99_us", restore.quantile(0.99)},
+            {"first_touch_count", first.count()},
+            {"first_touch_p50_us", first.quantile(0.5)},
+            {"first_touch_p99_us", first.quantile(0.99)}}},
+          {"sources",
+           {{"faults", "on"},
+            {"minor_fault_sampling", server.config().policy.sampling ? "on" : "off"}}}};
+}
+
+json pages_json(Server& server, const Region& region, std::uint32_t first, std::uint32_t count) {
+  std::string state(count, '?');
+  std::string heat(count, '0');
+  std::string pinned(count, '0');
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const Residency entry = region.table.read(first + i);
+    char c = state_char(entry);
+    if (c == 'R' && region.origin != nullptr) c = 'r';
+    state[i] = c;
+    const double h = server.loop().planner().view(region.ref(first + i)).heat;
+    heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(h * 9.0 + 0.5), 0, 9));
+    if ((entry.flags & Residency::kPinned) != 0) pinned[i] = '1';
+  }
+  return {{"region", region.slot}, {"page_bytes", kPageBytes}, {"page_count", region.page_count()},
+          {"first_page", first},   {"state", state},           {"heat", heat},
+          {"pinned", pinned}};
+}
+
+std::string why_sentence(const Region& region, Residency entry, const model::PageView& view) {
+  switch (entry.state) {
+    case PageState::kFresh:
+      return (entry.flags & Residency::kInherited) != 0
+                 ? "forked and not touched since: it shares the parent's page"
+                 : "never touched: it reads as zeroes and has no frame";
+    case PageState::kLost:
+      return "no valid copy is left: access raises SIGBUS";
+    case PageState::kFilling:
+      return "on its way into DRAM";
+    case PageState::kWriting:
+      return "being written to the store; a write by the engine cancels that";
+    default:
+      break;
+  }
+  std::string why(model::reason_text(view.reason));
+  if ((entry.flags & Residency::kPinned) != 0) why += "; pinned: it is not demoted";
+  if (entry.state == PageState::kResident && region.origin != nullptr)
+    why += "; clean: the file has it, dropping it is free";
+  return why;
+}
+
+json explain_json(Server& server, const Region& region, std::uint32_t page) {
+  const Residency entry = region.table.read(page);
+  const model::PageView view = server.loop().planner().view(region.ref(page));
+  const std::uint64_t now = os::now_ns();
+  json moves = json::array();
+  const auto& log = server.loop().moves();
+  for (auto it = log.rbegin(); it != log.rend() && moves.size() < kExplainMovesMax; ++it) {
+    if (it->region_id != region.id || it->page != page) continue;
+    moves.push_back({{"ago_s", static_cast<double>(now - it->time_ns) / 1e9},
+                     {"from", state_name(it->from)},
+                     {"to", state_name(it->to)},
+                     {"reason", std::string(model::reason_name(it->reason))}});
+  }
+  json answer = {{"region", region.slot},
+                 {"page", page},
+                 {"state", state_name(entry.state)},
+                 {"tier", tier_name(entry.state)},
+                 {"slot", entry.slot},
+                 {"heat", view.heat},
+                 {"last_touch_events_ago", view.age_touches},
+                 {"interval", view.interval_touches},
+                 {"confidence", view.confidence},
+                 {"sampled", view.sampled},
+                 {"pinned", view.pinned},
+                 {"reason", std::string(model::reason_name(view.reason))},
+                 {"why", why_sentence(region, entry, view)},
+                 {"moves", moves}};
+  if (view.next_use_touches == UINT64_MAX) {
+    answer["expected_next_use"] = nullptr;
+  } else {
+    answer["expected_next_use"] = view.next_use_touches;
+  }
+  return answer;
+}
+
+json act(Server& server, const Request& request, Region& region, std::uint32_t first,
+         std::uint32_t count) {
+  loop::Loop& loop = server.loop();
+  std::uint32_t moved = 0;
+  switch (request.control) {
+    case ControlOp::kPromote:
+      moved = loop.promote(region, first, count);
+      break;
+    case ControlOp::kDemote:
+      moved = loop.demote(region, first, count);
+      break;
+    case ControlOp::kPin:
+      moved = loop.pin(region, first, count, true);
+      break;
+    default:
+      moved = loop.pin(region, first, count, false);
+      break;
+  }
+  return {{"pages_asked", count},
+          {"pages_moved", moved},
+          {"pages_refused", count - moved},
+          {"why", ""}};
+}
+
+json drain(Server& server, const os::Peer& peer, Reply& reply, const std::string& tier) {
+  if (tier != "dram" && !tier.empty()) {
+    reply = refuse(ENOTSUP, "only dram can be drained");
+    return {};
+  }
+  std::uint64_t asked = 0;
+  for (Region* region : server.loop().regions()) {
+    if (region == nullptr || region->closing || !may_see(peer, region->uid)) continue;
+    for (std::uint32_t page = 0; page < region->page_count(); ++page) {
+      asked += region->table.read(page).state == PageState::kResident;
+    }
+    server.loop().demote(*region, 0, region->page_count());
+  }
+  return {{"pages_asked", asked}, {"pages_moved", asked}, {"pages_refused", 0}, {"why", ""}};
+}
+
+}  // namespace
+
+std::string control_json(Server& server, const os::Peer& peer, const Request& request,
+                         Reply& reply) {
+  const auto text = [](const json& value) {
+    return value.dump(-1, ' ', false, json::error_handler_t::replace);
+  };
+  switch (request.control) {
+    case ControlOp::kStatus:
+      return text(status_json(server, peer));
+    case ControlOp::kTiers:
+      return text({{"tiers", tiers_json(server)}});
+    case ControlOp::kRegions:
+      return text({{"regions", regions_json(server, peer)}});
+    case ControlOp::kDrain: {
+      const std::string tier(request.tag, ::strnlen(request.tag, sizeof request.tag));
+      return text(drain(server, peer, reply, tier));
+    }
+    default:
+      break;
+  }
+  const auto& regions = server.loop().regions();
+  Region* region = request.region_id < regions.size() ? regions[request.region_id] : nullptr;
+  if (region == nullptr || region->closing || !may_see(peer, region->uid)) {
+    reply = refuse(ENOENT, "no such region: `kvmemctl regions` lists them");
+    return {};
+  }
+  const std::uint32_t total = region->page_count();
+  const std::uint64_t count = request.page_count != 0      ? request.page_count
+                              : request.first_page < total ? total - request.first_page
+                                                           : 0;
+  if (request.first_page >= total || count > total - request.first_page) {
+    reply = refuse(ERANGE,
+                   "pages beyond the end of the region: `kvmemctl regions` tells how many it has");
+    return {};
+  }
+  const auto first = static_cast<std::uint32_t>(request.first_page);
+  switch (request.control) {
+    case ControlOp::kPages:
+      return text(pages_json(server, *region, first, static_cast<std::uint32_t>(count)));
+    case ControlOp::kExplain:
+      return text(explain_json(server, *region, first));
+    case ControlOp::kPromote:
+    case ControlOp::kDemote:
+    case ControlOp::kPin:
+    case ControlOp::kUnpin:
+      return text(act(server, request, *region, first, static_cast<std::uint32_t>(count)));
+    default:
+      reply =
+          refuse(ENOSYS, "unknown control request: kvmemctl and kvmemd are of different versions");
+      return {};
+  }
+}
+
+}  // namespace kvmem::server

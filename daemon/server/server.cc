@@ -1,0 +1,798 @@
+#include "server/server.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "base/page.h"
+#include "os/clock.h"
+#include "os/log.h"
+#include "os/userfault.h"
+
+namespace kvmem::server {
+namespace {
+
+using migrate::Region;
+using migrate::View;
+using wire::Reply;
+using wire::Request;
+
+constexpr std::uint64_t kForkClaimNs =
+    60'000'000'000;  // a child claims in its fork handler, at once
+constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
+constexpr unsigned kRequestsPerWake = 64;  // then others get their turn
+constexpr unsigned kFaultsPerWake = 256;
+
+std::uint64_t random_nonzero() {
+  std::uint64_t word = 0;
+  while (word == 0) {
+    if (::getrandom(&word, sizeof word, 0) != sizeof word) word = os::now_ns();
+  }
+  return word;
+}
+
+std::string text_of(const char* chars, std::size_t size) {
+  std::string text(chars, ::strnlen(chars, size));
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';  // it is printed and logged
+  }
+  return text;
+}
+
+Reply refuse_status(const Status& status) {
+  int error = EIO;
+  switch (status.code()) {
+    case Code::kInvalid:
+      error = EINVAL;
+      break;
+    case Code::kNoMemory:
+      error = ENOMEM;
+      break;
+    case Code::kNoSpace:
+      error = ENOSPC;
+      break;
+    case Code::kBusy:
+      error = EBUSY;
+      break;
+    case Code::kNotFound:
+      error = ENOENT;
+      break;
+    case Code::kUnsupported:
+      error = ENOTSUP;
+      break;
+    case Code::kErrno:
+      error = status.detail();
+      break;
+    default:
+      break;
+  }
+  return refuse(error, status.what());
+}
+
+}  // namespace
+
+Reply refuse(int error, const char* message) {
+  Reply reply;
+  reply.error = -error;
+  std::snprintf(reply.message, sizeof reply.message, "%s", message);
+  return reply;
+}
+
+Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config)
+    : loop_(loop),
+      listener_(std::move(listener)),
+      runtime_dir_(std::move(runtime_dir)),
+      config_(std::move(config)),
+      started_ns_(os::now_ns()) {}
+
+Server::~Server() { stop(); }
+
+Status Server::start() {
+  if (::mkdir((runtime_dir_ + "/leases").c_str(), 0700) != 0 && errno != EEXIST) {
+    return Status::from_errno("mkdir: leases in the runtime directory");
+  }
+  if (auto device = os::open_userfault_device(); device.ok()) {
+    userfault_device_ = *std::move(device);
+  } else {
+    warnings_.emplace_back(
+        "/dev/userfaultfd cannot be opened: engines need that permission themselves; install the "
+        "udev rule or run "
+        "kvmemd as root");
+  }
+  orphans_ = loop_.recovered_sessions();
+  loop_.set_sampler(this);
+  accept_watch_.start(
+      loop_.ring(), listener_.get(), this,
+      [](void* self, std::uint32_t) { static_cast<Server*>(self)->on_accept(); }, [](void*) {});
+  housekeep(os::now_ns());
+  return {};
+}
+
+void Server::stop() {
+  if (stopping_) return;
+  stopping_ = true;
+  accept_watch_.stop();
+  loop_.detach();
+  std::vector<Session*> open;
+  for (auto& [number, session] : sessions_) open.push_back(session.get());
+  for (Session* session : open) end(*session, nullptr);
+  for (int turns = 0; turns < 10'000 && (!sessions_.empty() || !accept_watch_.idle()); ++turns) {
+    if (!loop_.run_once().ok()) break;
+  }
+  loop_.set_sampler(nullptr);
+}
+
+void Server::on_accept() {
+  for (;;) {
+    auto accepted = os::accept_from(listener_.get());
+    if (!accepted.ok()) {
+      if (accepted.status().code() != Code::kBusy) {
+        os::log(os::Severity::kWarning, "%s: %s", accepted.status().what(),
+                std::strerror(accepted.status().detail()));
+      }
+      return;
+    }
+    auto peer = os::peer_of(accepted->get());
+    if (!peer.ok() || stopping_) continue;
+    const auto same_uid = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+      return s.second->peer.uid == peer->uid;
+    });
+    if (static_cast<std::uint64_t>(same_uid) >= config_.quota.sessions_max) {
+      ++totals_.refused;
+      const Reply no = refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
+      (void)os::send(accepted->get(), std::as_bytes(std::span(&no, 1)));
+      continue;
+    }
+    auto session = std::make_unique<Session>();
+    session->server = this;
+    session->peer = *peer;
+    session->pid = peer->pid;
+    session->socket = *std::move(accepted);
+    session->samples.run_count = 0;
+    Session& s = *session;
+    sessions_.emplace(next_connection_++, std::move(session));
+    s.socket_watch.start(
+        loop_.ring(), s.socket.get(), &s,
+        [](void* self, std::uint32_t) {
+          auto* opened = static_cast<Session*>(self);
+          opened->server->on_request(*opened);
+        },
+        [](void* self) {
+          auto* stopped = static_cast<Session*>(self);
+          stopped->server->maybe_forget(*stopped);
+        });
+  }
+}
+
+void Server::end(Session& session, const char* why) {
+  if (session.ending) return;
+  session.ending = true;
+  if (why != nullptr) {
+    ++totals_.refused;
+    os::log(os::Severity::kWarning, "session of pid %d (%s) ended: %s", session.pid,
+            session.tag.c_str(), why);
+  }
+  std::erase(sampled_, &session);
+  if (!stopping_) {  // else the engine carries on with the next daemon, and its pages stay
+    if (session.fork_token != 0) drop_fork(session.fork_token);
+    for (auto& [address, view] : session.views) loop_.remove_view(*view);
+    session.views.clear();
+    for (auto& [id, pending] : session.pending) loop_.abandon(*pending.region);
+    session.pending.clear();
+    if (session.id != 0) {
+      loop_.release_unclaimed(session.id);
+      (void)::unlink(lease_path(session.id).c_str());
+    }
+  }
+  session.socket_watch.stop();
+  session.userfault_watch.stop();
+  session.agent_watch.stop();
+  maybe_forget(session);
+}
+
+void Server::maybe_forget(Session& session) {
+  if (!session.ending || !session.socket_watch.idle() || !session.userfault_watch.idle() ||
+      !session.agent_watch.idle()) {
+    return;
+  }
+  for (auto it = sessions_.begin(); it != sessions_.end(); ++it) {
+    if (it->second.get() == &session) {
+      sessions_.erase(it);
+      return;
+    }
+  }
+}
+
+void Server::on_request(Session& session) {
+  for (unsigned i = 0; !session.ending; ++i) {
+    std::array<std::byte, wire::kMessageMax> buffer;
+    auto received = os::receive(session.socket.get(), buffer);
+    if (!received.ok()) {
+      if (received.status().code() != Code::kBusy) end(session, received.status().what());
+      return;
+    }
+    if (received->size_bytes == 0) {
+      end(session, nullptr);
+      return;
+    }
+    Request request;
+    if (received->truncated || received->size_bytes != sizeof request) {
+      end(session, "a message of the wrong size; libkvmem and kvmemd are of different versions");
+      return;
+    }
+    std::memcpy(&request, buffer.data(), sizeof request);
+    if (request.version != wire::kProtocolVersion) {
+      reply(session, refuse(EPROTONOSUPPORT,
+                            "libkvmem and kvmemd are of different versions: restart the engine"));
+      continue;
+    }
+    handle(session, request, *received);
+    if (i == kRequestsPerWake) loop_.note_change();
+  }
+}
+
+void Server::handle(Session& session, const Request& request, os::Received& received) {
+  std::vector<UniqueFd> fds;
+  Reply answer;
+  if (request.op == wire::Op::kControl) {
+    answer = control(session, request, fds);
+  } else if (request.op == wire::Op::kHello) {
+    answer = hello(session, request, received, fds);
+  } else if (session.id == 0) {
+    answer = refuse(EPROTO, "say Hello first");
+  } else if (request.op == wire::Op::kArm) {
+    answer = arm(session, received);
+  } else if (!session.userfault) {
+    answer = refuse(EPROTO, "send Arm first");
+  } else {
+    if (session.resuming && request.op != wire::Op::kRegionResume) {
+      // Whatever it had is back: records that no page refers to are nobody's.
+      session.resuming = false;
+      loop_.release_unclaimed(session.id);
+    }
+    switch (request.op) {
+      case wire::Op::kRegionCreate:
+        answer = region_create(session, request, received, fds);
+        break;
+      case wire::Op::kRegionMapped:
+        answer = region_mapped(session, request);
+        break;
+      case wire::Op::kRegionDestroy:
+        answer = region_destroy(session, request);
+        break;
+      case wire::Op::kRegionResume:
+        answer = region_resume(session, request, received);
+        break;
+      case wire::Op::kDiscard:
+        if (!discard(session, request, answer)) return;  // answered when it is done
+        break;
+      case wire::Op::kAdvise:
+        answer = advise(session, request);
+        break;
+      case wire::Op::kForkBegin:
+        answer = fork_begin(session);
+        break;
+      case wire::Op::kForkEnd:
+        answer = fork_end(session, request);
+        break;
+      case wire::Op::kForkClaim:
+        answer = fork_claim(session, request, fds);
+        break;
+      default:
+        answer = refuse(ENOSYS, "unknown request");
+    }
+  }
+  reply(session, answer, fds);
+}
+
+void Server::reply(Session& session, Reply answer, const std::vector<UniqueFd>& fds) {
+  std::array<int, wire::kFdsMax> raw{};
+  answer.fd_count = static_cast<std::uint32_t>(std::min<std::size_t>(fds.size(), raw.size()));
+  for (std::size_t i = 0; i < answer.fd_count; ++i) raw[i] = fds[i].get();
+  if (answer.error != 0) ++totals_.refused;
+  const Status status = os::send(session.socket.get(), std::as_bytes(std::span(&answer, 1)),
+                                 std::span<const int>(raw.data(), answer.fd_count));
+  if (!status.ok())
+    end(session, status.code() == Code::kPeerGone ? nullptr : "it does not read its answers");
+}
+
+std::string Server::lease_path(std::uint64_t session_id) const {
+  char name[32];
+  std::snprintf(name, sizeof name, "%016" PRIx64, session_id);
+  return runtime_dir_ + "/leases/" + name;
+}
+
+Status Server::make_lease(std::uint64_t session_id, UniqueFd& lease) {
+  lease = UniqueFd(
+      ::open(lease_path(session_id).c_str(), O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  if (!lease) return Status::from_errno("open: lease");
+  // The lock belongs to the open file description, which the engine will hold.
+  if (::flock(lease.get(), LOCK_SH | LOCK_NB) != 0) return Status::from_errno("flock: lease");
+  return {};
+}
+
+bool Server::lease_held(std::uint64_t session_id) const {
+  UniqueFd lease(::open(lease_path(session_id).c_str(), O_RDONLY | O_CLOEXEC));
+  return lease && ::flock(lease.get(), LOCK_EX | LOCK_NB) != 0;
+}
+
+Reply Server::hello(Session& session, const Request& request, os::Received& received,
+                    std::vector<UniqueFd>& fds) {
+  if (session.id != 0) return refuse(EALREADY, "this connection has a session");
+  session.pid = session.peer.pid != 0 ? session.peer.pid : request.pid;
+  session.tag = text_of(request.tag, sizeof request.tag);
+  UniqueFd lease;
+  if ((request.flags & Request::kResume) != 0) {
+    // The lease proves that this is the session it says it is.
+    struct stat mine {};
+    struct stat known {};
+    if (received.fd_count != 1 || ::fstat(received.fds[0].get(), &mine) != 0 ||
+        ::stat(lease_path(request.session_id).c_str(), &known) != 0 ||
+        mine.st_ino != known.st_ino || mine.st_dev != known.st_dev) {
+      return refuse(
+          ESTALE,
+          "this daemon does not know the session: it did not use the same runtime directory");
+    }
+    for (const auto& [number, other] : sessions_) {
+      if (other->id == request.session_id && !other->ending)
+        return refuse(EBUSY, "the session is connected already");
+    }
+    session.id = request.session_id;
+    session.resuming = true;
+    std::erase(orphans_, session.id);
+    ++totals_.resumed;
+  } else {
+    session.id = random_nonzero();
+    if (const Status status = make_lease(session.id, lease); !status.ok()) {
+      session.id = 0;
+      return refuse_status(status);
+    }
+    ++totals_.sessions;
+  }
+  Reply answer;
+  answer.session_id = session.id;
+  if (userfault_device_) fds.emplace_back(::fcntl(userfault_device_.get(), F_DUPFD_CLOEXEC, 0));
+  if (lease) fds.push_back(std::move(lease));
+  return answer;
+}
+
+Reply Server::arm(Session& session, os::Received& received) {
+  if (session.userfault) return refuse(EALREADY, "armed already");
+  if (received.fd_count != 2)
+    return refuse(EINVAL, "Arm carries a userfaultfd and an agent socket");
+  char link[64];
+  char target[64] = {};
+  std::snprintf(link, sizeof link, "/proc/self/fd/%d", received.fds[0].get());
+  if (::readlink(link, target, sizeof target - 1) < 0 ||
+      std::strstr(target, "[userfaultfd]") == nullptr) {
+    return refuse(EINVAL, "not a userfaultfd");
+  }
+  struct stat st {};
+  if (::fstat(received.fds[1].get(), &st) != 0 || !S_ISSOCK(st.st_mode))
+    return refuse(EINVAL, "not a socket");
+  // Our own descriptions' flags; for the userfaultfd the engine shares them and wants the same.
+  for (unsigned i = 0; i < 2; ++i) {
+    const int flags = ::fcntl(received.fds[i].get(), F_GETFL);
+    if (flags < 0 || ::fcntl(received.fds[i].get(), F_SETFL, flags | O_NONBLOCK) != 0) {
+      return refuse(errno, "fcntl(O_NONBLOCK)");
+    }
+  }
+  session.userfault = std::move(received.fds[0]);
+  session.agent = std::move(received.fds[1]);
+  const auto stopped = [](void* self) {
+    auto* s = static_cast<Session*>(self);
+    s->server->maybe_forget(*s);
+  };
+  session.userfault_watch.start(
+      loop_.ring(), session.userfault.get(), &session,
+      [](void* self, std::uint32_t) {
+        auto* s = static_cast<Session*>(self);
+        s->server->on_fault(*s);
+      },
+      stopped);
+  session.agent_watch.start(
+      loop_.ring(), session.agent.get(), &session,
+      [](void* self, std::uint32_t) {
+        auto* s = static_cast<Session*>(self);
+        s->server->on_agent(*s);
+      },
+      stopped);
+  return {};
+}
+
+void Server::on_fault(Session& session) {
+  std::array<os::Fault, 16> faults;
+  for (unsigned taken = 0; !session.ending;) {
+    auto count = os::read_faults(session.userfault.get(), faults);
+    if (!count.ok() || *count == 0) return;
+    const std::uint64_t now = os::now_ns();
+    for (unsigned i = 0; i < *count; ++i) {
+      if (View* view = session.view_at(faults[i].address); view != nullptr) {
+        loop_.fault(*view, faults[i], now);
+      } else {
+        // Registered and not (or no longer) known: let it look again; unmapped ranges then fault
+        // for the kernel, mapped ones after RegionMapped for us.
+        (void)os::wake(session.userfault.get(), align_down(faults[i].address, kOsPageBytes),
+                       kOsPageBytes);
+      }
+    }
+    taken += *count;
+    if (taken > kFaultsPerWake) loop_.note_change();
+  }
+}
+
+void Server::on_agent(Session& session) {
+  std::array<std::byte, wire::kMessageMax> buffer;
+  while (!session.ending) {
+    auto received = os::receive(session.agent.get(), buffer);
+    if (!received.ok()) return;
+    if (received->size_bytes == 0) {
+      session.agent_watch.stop();  // the session's own socket tells whether the engine is gone
+      return;
+    }
+  }
+}
+
+Reply Server::offer(Session& session, Region& region, std::uint32_t first_page,
+                    std::uint32_t page_count, std::vector<UniqueFd>& fds) {
+  auto table = region.table.read_only_fd();
+  if (!table.ok()) return refuse_status(table.status());
+  // Shared model pages cannot be written by anyone who maps them.
+  auto memory = region.origin != nullptr
+                    ? os::reopen(region.memory.fd(), O_RDONLY)
+                    : Result<UniqueFd>(UniqueFd(::fcntl(region.memory.fd(), F_DUPFD_CLOEXEC, 0)));
+  if (!memory.ok()) return refuse_status(memory.status());
+  fds.push_back(*std::move(memory));
+  fds.push_back(*std::move(table));
+  session.pending[region.id] = {&region, first_page, page_count};
+  Reply answer;
+  answer.region_id = region.id;
+  answer.page_count = region.page_count();
+  answer.first_page = first_page;
+  answer.backing = static_cast<std::uint32_t>(region.memory.kind());
+  return answer;
+}
+
+Reply Server::region_create(Session& session, const Request& request, os::Received& received,
+                            std::vector<UniqueFd>& fds) {
+  const auto owned =
+      std::count_if(loop_.regions().begin(), loop_.regions().end(),
+                    [&](const Region* r) { return r != nullptr && r->uid == session.peer.uid; });
+  if (static_cast<std::uint64_t>(owned) >= config_.quota.regions_max) {
+    return refuse(EDQUOT, "too many regions of this user: raise quota.regions_max");
+  }
+  const std::uint64_t pages = pages_for(request.size_bytes);
+  if (pages == 0 || pages > wire::kRegionPagesMax) return refuse(EINVAL, "region size");
+  loop::RegionSpec spec;
+  spec.session_id = session.id;
+  spec.uid = session.peer.uid;
+  spec.pid = session.pid;
+  spec.tag = request.tag[0] != 0 ? text_of(request.tag, sizeof request.tag) : session.tag;
+  spec.page_count = static_cast<std::uint32_t>(pages);
+  if (request.kind == wire::RegionKind::kAnonymous) {
+    auto region = loop_.create_region(std::move(spec));
+    return region.ok() ? offer(session, **region, 0, static_cast<std::uint32_t>(pages), fds)
+                       : refuse_status(region.status());
+  }
+  if (request.kind != wire::RegionKind::kOrigin || received.fd_count != 1) {
+    return refuse(EINVAL, "an origin region comes with its file");
+  }
+  if (!is_aligned(request.origin_offset, kPageBytes))
+    return refuse(EINVAL, "file offset is not a multiple of 2 MiB");
+  auto key = tier::Origin::key_of(received.fds[0].get());
+  if (!key.ok()) return refuse_status(key.status());
+  const std::uint64_t file_pages = pages_for(key->size_bytes);
+  const std::uint64_t first = request.origin_offset >> kPageShift;
+  if (file_pages == 0 || file_pages > wire::kRegionPagesMax || first >= file_pages ||
+      pages > file_pages - first) {
+    return refuse(EINVAL, "the mapping reaches beyond the end of the file");
+  }
+  Region* shared = nullptr;
+  for (Region* region : loop_.regions()) {
+    if (region != nullptr && region->origin != nullptr && !region->closing &&
+        region->uid == session.peer.uid && region->origin->key() == *key) {
+      shared = region;
+    }
+  }
+  if (shared == nullptr) {
+    auto origin = tier::Origin::open(std::move(received.fds[0]));
+    if (!origin.ok()) return refuse_status(origin.status());
+    spec.page_count = static_cast<std::uint32_t>(file_pages);
+    spec.origin = std::make_unique<tier::Origin>(*std::move(origin));
+    auto region = loop_.create_region(std::move(spec));
+    if (!region.ok()) return refuse_status(region.status());
+    shared = *region;
+  }
+  return offer(session, *shared, static_cast<std::uint32_t>(first),
+               static_cast<std::uint32_t>(pages), fds);
+}
+
+Reply Server::region_mapped(Session& session, const Request& request) {
+  const auto pending = session.pending.find(request.region_id);
+  if (pending == session.pending.end()) return refuse(ENOENT, "no such region waits to be mapped");
+  const auto [region, first_page, page_count] = pending->second;
+  const std::uint64_t size = static_cast<std::uint64_t>(page_count) << kPageShift;
+  if (!is_aligned(request.address, kPageBytes) || request.address == 0 ||
+      request.address > kAddressMax - size) {
+    return refuse(EINVAL, "address is not that of a region");
+  }
+  const auto next = session.views.lower_bound(request.address);
+  if ((next != session.views.end() && next->first < request.address + size) ||
+      session.view_at(request.address) != nullptr) {
+    return refuse(EEXIST, "another region is mapped there");
+  }
+  session.pending.erase(pending);
+  View view;
+  view.session_id = session.id;
+  view.userfault = session.userfault.get();
+  view.address = request.address;
+  view.first_page = first_page;
+  view.page_count = page_count;
+  view.owner = &session;
+  session.views.emplace(request.address, loop_.add_view(*region, view));
+  // Faults from before this answer were told to look again.
+  (void)os::wake(session.userfault.get(), request.address, size);
+  Reply answer;
+  answer.region_id = region->id;
+  return answer;
+}
+
+Reply Server::region_destroy(Session& session, const Request& request) {
+  if (const auto pending = session.pending.find(request.region_id);
+      pending != session.pending.end()) {
+    Region* region = pending->second.region;
+    session.pending.erase(pending);
+    loop_.abandon(*region);
+    return {};
+  }
+  for (auto it = session.views.begin(); it != session.views.end(); ++it) {
+    View* view = it->second;
+    // An engine may map one file twice: the address tells which.
+    if (view->region->id != request.region_id ||
+        (request.address != 0 && request.address != view->address))
+      continue;
+    session.views.erase(it);
+    loop_.remove_view(*view);
+    return {};
+  }
+  return refuse(ENOENT, "no such region");
+}
+
+Reply Server::region_resume(Session& session, const Request& request, os::Received& received) {
+  if (!session.resuming) return refuse(EPROTO, "only a resumed session gives regions back");
+  const bool is_origin = request.kind == wire::RegionKind::kOrigin;
+  if (received.fd_count != (is_origin ? 3U : 2U)) return refuse(EINVAL, "descriptors missing");
+  if (request.page_count == 0 || request.page_count > wire::kRegionPagesMax)
+    return refuse(EINVAL, "region size");
+  Region* region = loop_.region_by_id(request.region_id);
+  std::uint64_t region_pages = request.page_count;
+  if (is_origin) {
+    auto key = tier::Origin::key_of(received.fds[2].get());
+    if (!key.ok()) return refuse_status(key.status());
+    region_pages = pages_for(key->size_bytes);
+    // Another engine may have brought the file's region back already: the same memfd, or none.
+    if (region != nullptr) {
+      struct stat mine {};
+      struct stat theirs {};
+      if (::fstat(received.fds[0].get(), &mine) != 0 ||
+          ::fstat(region->memory.fd(), &theirs) != 0 || mine.st_ino != theirs.st_ino ||
+          mine.st_dev != theirs.st_dev || region->uid != session.peer.uid) {
+        return refuse(EINVAL, "not the region it says it is");
+      }
+    }
+  } else if (region != nullptr) {
+    return refuse(EEXIST, "the region is here already");
+  }
+  if (request.first_page >= region_pages ||
+      request.page_count > region_pages - request.first_page) {
+    return refuse(EINVAL, "the mapping reaches beyond the region");
+  }
+  if (region == nullptr) {
+    loop::RegionSpec spec;
+    spec.session_id = session.id;
+    spec.uid = session.peer.uid;
+    spec.pid = session.pid;
+    spec.tag = request.tag[0] != 0 ? text_of(request.tag, sizeof request.tag) : session.tag;
+    spec.page_count = static_cast<std::uint32_t>(region_pages);
+    if (is_origin) {
+      auto origin = tier::Origin::open(std::move(received.fds[2]));
+      if (!origin.ok()) return refuse_status(origin.status());
+      spec.origin = std::make_unique<tier::Origin>(*std::move(origin));
+    }
+    auto adopted = loop_.adopt_region(std::move(spec), request.region_id,
+                                      std::move(received.fds[0]), std::move(received.fds[1]));
+    if (!adopted.ok()) return refuse_status(adopted.status());
+    region = *adopted;
+  }
+  session.pending[region->id] = {region, static_cast<std::uint32_t>(request.first_page),
+                                 static_cast<std::uint32_t>(request.page_count)};
+  Reply mapped = region_mapped(session, request);
+  if (mapped.error != 0) {
+    session.pending.erase(region->id);
+    loop_.abandon(*region);
+  }
+  return mapped;
+}
+
+Result<View*> Server::checked_range(Session& session, const Request& request) {
+  for (const auto& [address, view] : session.views) {
+    if (view->region->id != request.region_id ||
+        (request.address != 0 && request.address != address))
+      continue;
+    if (request.page_count == 0 || request.first_page < view->first_page ||
+        request.page_count > view->page_count ||
+        request.first_page - view->first_page > view->page_count - request.page_count) {
+      return Status(Code::kInvalid, "pages outside the region");
+    }
+    return view;
+  }
+  return Status(Code::kNotFound, "no such region");
+}
+
+// False: the answer follows when the pages are gone.
+bool Server::discard(Session& session, const Request& request, Reply& answer) {
+  auto view = checked_range(session, request);
+  if (!view.ok()) {
+    answer = refuse_status(view.status());
+    return true;
+  }
+  Region& region = *(*view)->region;
+  if (region.origin != nullptr) return true;  // its pages read the same whether dropped or not
+  auto countdown = std::make_shared<migrate::Countdown>();
+  countdown->remaining = 1;  // ours
+  countdown->done = [this, id = session.id] {
+    for (auto& [number, s] : sessions_) {
+      if (s->id == id && !s->ending) {
+        reply(*s, Reply{});
+        return;
+      }
+    }
+  };
+  loop_.migrator().discard(region, static_cast<std::uint32_t>(request.first_page),
+                           static_cast<std::uint32_t>(request.page_count), countdown);
+  loop_.note_change();
+  if (--countdown->remaining == 0) countdown->done();
+  return false;
+}
+
+Reply Server::advise(Session& session, const Request& request) {
+  auto view = checked_range(session, request);
+  if (!view.ok()) return refuse_status(view.status());
+  if (request.advice > wire::Advice::kPrefetch) return refuse(EINVAL, "unknown advice");
+  const auto first = static_cast<std::uint32_t>(request.first_page);
+  const auto count = static_cast<std::uint32_t>(request.page_count);
+  if (request.advice == wire::Advice::kPin) {
+    // What is pinned leaves room for everyone else's faults: at most half the budget.
+    std::uint64_t pinned = count;
+    for (const Region* region : loop_.regions()) {
+      if (region == nullptr) continue;
+      for (std::uint32_t page = 0; page < region->page_count(); ++page) {
+        pinned += (region->table.read(page).flags & residency::Residency::kPinned) != 0;
+      }
+    }
+    if (pinned > loop_.dram().capacity_pages() / 2)
+      return refuse(ENOMEM, "more than half of the DRAM budget would be pinned");
+  }
+  loop_.advise(*(*view)->region, first, count, request.advice);
+  return {};
+}
+
+Reply Server::fork_begin(Session& session) {
+  if (session.fork_token != 0) return refuse(EALREADY, "a fork is under way");
+  const std::uint64_t token = random_nonzero();
+  Fork fork;
+  fork.uid = session.peer.uid;
+  fork.parent_session = session.id;
+  fork.expires_ns = os::now_ns() + kForkClaimNs;
+  for (auto& [address, view] : session.views) {
+    if (view->region->origin != nullptr) continue;  // the child maps the file itself
+    loop_.migrator().hold(*view);
+    auto child = loop_.clone_region(*view->region, 0);
+    if (!child.ok()) {
+      forks_.emplace(token, std::move(fork));
+      drop_fork(token);
+      for (auto& [at, held] : session.views) loop_.migrator().release(*held);
+      loop_.note_change();
+      return refuse_status(child.status());
+    }
+    fork.children.emplace(view->region->id, *child);
+  }
+  forks_.emplace(token, std::move(fork));
+  session.fork_token = token;
+  Reply answer;
+  answer.fork_token = token;
+  return answer;
+}
+
+Reply Server::fork_end(Session& session, const Request& request) {
+  if (session.fork_token == 0 || request.fork_token != session.fork_token)
+    return refuse(EINVAL, "no such fork");
+  for (auto& [address, view] : session.views) loop_.migrator().release(*view);
+  if (request.pid < 0) drop_fork(session.fork_token);
+  session.fork_token = 0;
+  loop_.note_change();
+  return {};
+}
+
+Reply Server::fork_claim(Session& session, const Request& request, std::vector<UniqueFd>& fds) {
+  const auto fork = forks_.find(request.fork_token);
+  if (fork == forks_.end() || fork->second.uid != session.peer.uid)
+    return refuse(ENOENT, "no such fork");
+  const auto child = fork->second.children.find(request.region_id);
+  if (child == fork->second.children.end()) return refuse(ENOENT, "no such region in the fork");
+  Region& region = *child->second;
+  fork->second.children.erase(child);
+  region.session_id = session.id;
+  region.pid = session.pid;
+  if (fork->second.children.empty()) forks_.erase(fork);
+  return offer(session, region, 0, region.page_count(), fds);
+}
+
+void Server::drop_fork(std::uint64_t token) {
+  const auto fork = forks_.find(token);
+  if (fork == forks_.end()) return;
+  for (auto& [id, region] : fork->second.children) loop_.abandon(*region);
+  forks_.erase(fork);
+}
+
+Reply Server::control(Session& session, const Request& request, std::vector<UniqueFd>& fds) {
+  Reply answer;
+  const std::string json = control_json(*this, session.peer, request, answer);
+  if (answer.error != 0) return answer;
+  UniqueFd memory(::memfd_create("kvmem-answer", MFD_CLOEXEC));
+  if (!memory) return refuse(errno, "memfd_create");
+  for (std::size_t at = 0; at < json.size();) {
+    const ssize_t n = ::write(memory.get(), json.data() + at, json.size() - at);
+    if (n <= 0) return refuse(errno, "write");
+    at += static_cast<std::size_t>(n);
+  }
+  answer.size_bytes = json.size();
+  fds.push_back(std::move(memory));
+  return answer;
+}
+
+void Server::unmap(View& view, std::uint32_t page) {
+  auto& session = *static_cast<Session*>(view.owner);
+  if (!session.agent || session.ending) return;
+  if (session.samples.run_count == wire::AgentCommand::kRunsMax) send_samples(session);
+  session.samples.runs[session.samples.run_count++] = {view.address_of(page), kPageBytes};
+  if (std::find(sampled_.begin(), sampled_.end(), &session) == sampled_.end())
+    sampled_.push_back(&session);
+}
+
+void Server::send_samples(Session& session) {
+  // A full socket loses samples, nothing else.
+  if (session.samples.run_count > 0)
+    (void)os::send(session.agent.get(), std::as_bytes(std::span(&session.samples, 1)));
+  session.samples.run_count = 0;
+}
+
+void Server::flush() {
+  for (Session* session : sampled_) send_samples(*session);
+  sampled_.clear();
+}
+
+void Server::housekeep(std::uint64_t now_ns) {
+  std::vector<std::uint64_t> expired;
+  for (const auto& [token, fork] : forks_) {
+    if (now_ns > fork.expires_ns) expired.push_back(token);
+  }
+  for (const std::uint64_t token : expired) drop_fork(token);
+  std::erase_if(orphans_, [&](std::uint64_t id) {
+    if (lease_held(id)) return false;
+    loop_.release_unclaimed(id);
+    (void)::unlink(lease_path(id).c_str());
+    return true;
+  });
+}
+
+}  // namespace kvmem::server

@@ -1,0 +1,115 @@
+// Server: the socket, its sessions, and what they may ask for.
+//
+// Serves engines (session requests) and kvmemctl (control requests) on one listening socket. Who
+// may do what: a session acts on its own regions; model files are shared between sessions of one
+// uid; control requests see and move what their uid owns, root and the daemon's own uid everything.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "config/config.h"
+#include "loop/loop.h"
+#include "os/timer.h"
+#include "server/session.h"
+
+namespace kvmem::server {
+
+struct ServerTotals {
+  std::uint64_t sessions = 0;
+  std::uint64_t refused = 0;  // requests answered with an error, messages not understood
+  std::uint64_t resumed = 0;  // sessions that outlived a daemon
+};
+
+class Server final : private loop::Sampler {
+ public:
+  // `listener` is a listening SOCK_SEQPACKET socket; `runtime_dir` exists and is the daemon's own.
+  Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config);
+  ~Server() override;
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  Status start();
+  // Ends every session and waits (bounded) for the kernel to let go.
+  void stop();
+  void apply(const config::Config& config) { config_ = config; }
+  void add_warning(std::string text) { warnings_.push_back(std::move(text)); }
+  // Once a second: leases of dead engines, forks nobody claimed.
+  void housekeep(std::uint64_t now_ns);
+
+  // For control.cc.
+  const loop::Loop& loop() const { return loop_; }
+  loop::Loop& loop() { return loop_; }
+  const config::Config& config() const { return config_; }
+  const std::map<std::uint64_t, std::unique_ptr<Session>>& sessions() const { return sessions_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  const ServerTotals& totals() const { return totals_; }
+  std::uint64_t started_ns() const { return started_ns_; }
+
+ private:
+  void on_accept();
+  void on_request(Session& session);
+  void on_fault(Session& session);
+  void on_agent(Session& session);
+  void end(Session& session, const char* why);
+  void maybe_forget(Session& session);
+
+  void handle(Session& session, const wire::Request& request, os::Received& received);
+  wire::Reply hello(Session& session, const wire::Request& request, os::Received& received,
+                    std::vector<UniqueFd>& fds);
+  wire::Reply arm(Session& session, os::Received& received);
+  wire::Reply region_create(Session& session, const wire::Request& request, os::Received& received,
+                            std::vector<UniqueFd>& fds);
+  wire::Reply region_mapped(Session& session, const wire::Request& request);
+  wire::Reply region_destroy(Session& session, const wire::Request& request);
+  wire::Reply region_resume(Session& session, const wire::Request& request, os::Received& received);
+  bool discard(Session& session, const wire::Request& request, wire::Reply& reply);
+  wire::Reply advise(Session& session, const wire::Request& request);
+  wire::Reply fork_begin(Session& session);
+  wire::Reply fork_end(Session& session, const wire::Request& request);
+  wire::Reply fork_claim(Session& session, const wire::Request& request,
+                         std::vector<UniqueFd>& fds);
+  wire::Reply control(Session& session, const wire::Request& request, std::vector<UniqueFd>& fds);
+
+  Result<migrate::View*> checked_range(Session& session, const wire::Request& request);
+  wire::Reply offer(Session& session, migrate::Region& region, std::uint32_t first_page,
+                    std::uint32_t page_count, std::vector<UniqueFd>& fds);
+  void reply(Session& session, wire::Reply reply, const std::vector<UniqueFd>& fds = {});
+  void drop_fork(std::uint64_t token);
+  Status make_lease(std::uint64_t session_id, UniqueFd& lease);
+  bool lease_held(std::uint64_t session_id) const;
+  std::string lease_path(std::uint64_t session_id) const;
+
+  void unmap(migrate::View& view, std::uint32_t page) override;
+  void flush() override;
+  void send_samples(Session& session);
+
+  loop::Loop& loop_;
+  UniqueFd listener_;
+  os::Watch accept_watch_;
+  UniqueFd userfault_device_;
+  std::string runtime_dir_;
+  config::Config config_;
+  std::map<std::uint64_t, std::unique_ptr<Session>> sessions_;  // by connection number
+  std::uint64_t next_connection_ = 1;
+  std::map<std::uint64_t, Fork> forks_;  // by token
+  std::vector<std::uint64_t> orphans_;   // sessions of an earlier daemon, not back yet
+  std::vector<Session*> sampled_;        // have runs to send
+  std::vector<std::string> warnings_;
+  ServerTotals totals_;
+  std::uint64_t started_ns_ = 0;
+  bool stopping_ = false;
+};
+
+// control.cc: the JSON that answers a control request, or an error for `reply`.
+std::string control_json(Server& server, const os::Peer& peer, const wire::Request& request,
+                         wire::Reply& reply);
+
+wire::Reply refuse(int error, const char* message);
+
+}  // namespace kvmem::server

@@ -1,0 +1,72 @@
+// Session: one engine's connection, and everything the daemon holds for it.
+//
+//   open -> armed       Hello answered -> userfaultfd and agent socket handed over
+//   open|armed -> ending   the engine hung up, broke the protocol, or the daemon stops: its views
+//                          are gone, its watches are stopping
+//   ending -> gone      the kernel has let go of every watch
+//
+// Nothing an engine sends is used before it is checked. Loop only.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/unique_handle.h"
+#include "migrate/region.h"
+#include "os/socket.h"
+#include "os/watch.h"
+#include "wire/protocol.h"
+
+namespace kvmem::server {
+
+class Server;
+
+struct Session {
+  Server* server = nullptr;
+  std::uint64_t id = 0;  // 0 until Hello
+  os::Peer peer;
+  std::int32_t pid = 0;  // as the engine sees itself; differs from peer.pid across pid namespaces
+  std::string tag;
+  bool resuming = false;  // gives back the regions of an earlier daemon
+  bool ending = false;
+
+  UniqueFd socket;
+  UniqueFd userfault;
+  UniqueFd agent;
+  os::Watch socket_watch;
+  os::Watch userfault_watch;
+  os::Watch agent_watch;
+
+  std::map<std::uint64_t, migrate::View*> views;  // by address
+  // Created, not mapped yet: RegionMapped makes the view.
+  struct Pending {
+    migrate::Region* region = nullptr;
+    std::uint32_t first_page = 0;
+    std::uint32_t page_count = 0;
+  };
+  std::map<std::uint64_t, Pending> pending;  // by region id
+  std::uint64_t fork_token = 0;              // between ForkBegin and ForkEnd
+  wire::AgentCommand samples;                // runs gathered for the agent
+
+  migrate::View* view_at(std::uint64_t address) const {
+    auto after = views.upper_bound(address);
+    if (after == views.begin()) return nullptr;
+    migrate::View* view = std::prev(after)->second;
+    return address - view->address < static_cast<std::uint64_t>(view->page_count) << kPageShift
+               ? view
+               : nullptr;
+  }
+};
+
+// What a fork left for its child to claim.
+struct Fork {
+  std::uint32_t uid = 0;
+  std::uint64_t parent_session = 0;
+  std::uint64_t expires_ns = 0;
+  std::map<std::uint64_t, migrate::Region*> children;  // parent's region id -> copy
+};
+
+}  // namespace kvmem::server
