@@ -1,0 +1,329 @@
+// The whole daemon below the server, with the real userfaultfd, io_uring, memfds and disk: engine
+// threads in this process read and write regions larger than the DRAM budget.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+#include "tests/unit/fake_engine.h"
+
+namespace kvmem {
+namespace {
+
+using loop::Loop;
+using loop::LoopOptions;
+using migrate::Region;
+using migrate::View;
+using residency::PageState;
+using test::FakeEngine;
+using test::TemporaryFile;
+
+constexpr std::uint32_t kPages = 48;
+
+// The word that belongs at `word` of `page` after its `version`-th write.
+std::uint64_t pattern(std::uint32_t page, std::size_t word, std::uint64_t version) {
+  std::uint64_t x = (static_cast<std::uint64_t>(page) << 40) ^ (word << 8) ^ version;
+  x *= 0x9e3779b97f4a7c15;
+  return x ^ x >> 29;
+}
+
+std::uint64_t* words_of(const View& view, std::uint32_t page) {
+  return reinterpret_cast<std::uint64_t*>(FakeEngine::bytes(view) +
+                                          (static_cast<std::size_t>(page) << kPageShift));
+}
+
+constexpr std::size_t kWords = kPageBytes / 8;
+
+void fill(const View& view, std::uint32_t page, std::uint64_t version) {
+  std::uint64_t* words = words_of(view, page);
+  for (std::size_t i = 0; i < kWords; ++i) words[i] = pattern(page, i, version);
+}
+
+std::size_t wrong_words(const View& view, std::uint32_t page, std::uint64_t version) {
+  const std::uint64_t* words = words_of(view, page);
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < kWords; ++i) wrong += words[i] != pattern(page, i, version);
+  return wrong;
+}
+
+std::uint32_t count_state(const Region& region, PageState state) {
+  std::uint32_t n = 0;
+  for (std::uint32_t page = 0; page < region.page_count(); ++page)
+    n += region.table.read(page).state == state;
+  return n;
+}
+
+class LoopRegions : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    LoopOptions options;
+    options.dram_pages = 16;
+    options.store_path = store_.path();
+    options.store_bytes = 256 << 20;
+    auto created = Loop::create(options);
+    ASSERT_TRUE(created.ok()) << created.status().what();
+    loop_ = *std::move(created);
+    engine_ = std::make_unique<FakeEngine>(*loop_);
+    if (!engine_->usable()) GTEST_SKIP() << "userfaultfd is not permitted here";
+  }
+  void TearDown() override {
+    engine_.reset();
+    loop_.reset();
+  }
+
+  Region* anonymous(std::uint32_t pages = kPages) {
+    loop::RegionSpec spec;
+    spec.session_id = 7;
+    spec.page_count = pages;
+    auto region = loop_->create_region(std::move(spec));
+    return region.ok() ? *region : nullptr;
+  }
+
+  TemporaryFile store_{"loop-store"};
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<FakeEngine> engine_;
+};
+
+TEST_F(LoopRegions, WhatWasWrittenComesBackAfterDemotion) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint64_t version = 1; version <= 3; ++version) {
+      for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, version);
+      for (std::uint32_t page = 0; page < kPages; ++page)
+        wrong += wrong_words(*view, page, version);
+    }
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_LE(loop_->dram().used_pages(), 16U);
+  EXPECT_GT(loop_->migrator().counters().store_write_bytes, 0U);
+  EXPECT_EQ(loop_->migrator().counters().frames_over_budget, 0U);
+}
+
+TEST_F(LoopRegions, ReadOnlyPagesAreWrittenToTheStoreOnce) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+    for (int round = 0; round < 4; ++round) {
+      for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+    }
+  });
+  EXPECT_EQ(wrong, 0U);
+  // Each page at most once, and a few whose first demotion was cancelled.
+  EXPECT_LE(loop_->migrator().counters().store_write_bytes,
+            (kPages + 8 + loop_->migrator().counters().writes_cancelled) * kPageBytes);
+}
+
+TEST_F(LoopRegions, UntouchedPagesReadAsZeroesAndHaveNoFrame) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 4; ++page) {
+      for (std::size_t i = 0; i < kWords; ++i) wrong += words_of(*view, page)[i] != 0;
+    }
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(loop_->dram().used_pages(), 4U);
+  EXPECT_EQ(count_state(*region, PageState::kFresh), kPages - 4);
+}
+
+TEST_F(LoopRegions, ThreadsThatWriteWhilePagesAreDemotedLoseNothing) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  constexpr unsigned kThreads = 3;
+  std::atomic<std::size_t> wrong{0};
+  std::vector<std::function<void()>> bodies;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    bodies.emplace_back([&, t] {
+      // Each thread owns every third page and one word of every other page.
+      std::mt19937_64 random(t + 1);
+      std::vector<std::uint64_t> version(kPages, 0);
+      for (int step = 0; step < 300; ++step) {
+        const auto page = static_cast<std::uint32_t>(random() % kPages);
+        if (page % kThreads == t) {
+          if (version[page] > 0)
+            wrong += wrong_words(*view, page, version[page]) > kThreads ? 1 : 0;
+          fill(*view, page, ++version[page]);
+        } else {
+          std::atomic_ref<std::uint64_t>(words_of(*view, page)[t])
+              .fetch_add(1, std::memory_order_relaxed);
+        }
+      }
+    });
+  }
+  engine_->run(std::move(bodies));
+  EXPECT_EQ(wrong.load(), 0U);
+}
+
+TEST_F(LoopRegions, SystemCallsReadAndWriteColdPages) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  TemporaryFile file("loop-file");
+  UniqueFd fd(::open(file.path().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const std::size_t size = static_cast<std::size_t>(kPages) << kPageShift;
+  std::size_t wrong = 0;
+  ssize_t written = 0;
+  ssize_t read = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 5);
+    written = ::pwrite(fd.get(), FakeEngine::bytes(*view), size, 0);
+    std::memset(FakeEngine::bytes(*view), 0, size);
+    read = ::pread(fd.get(), FakeEngine::bytes(*view), size, 0);
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 5);
+  });
+  EXPECT_EQ(written, static_cast<ssize_t>(size));
+  EXPECT_EQ(read, static_cast<ssize_t>(size));
+  EXPECT_EQ(wrong, 0U);
+}
+
+TEST_F(LoopRegions, DiscardedPagesReadAsZeroesAndGiveEverythingBack) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+  });
+  bool gone = false;
+  auto countdown = std::make_shared<migrate::Countdown>();
+  countdown->remaining = 1;
+  countdown->done = [&] { gone = true; };
+  loop_->migrator().discard(*region, 0, kPages, countdown);
+  if (--countdown->remaining == 0) countdown->done();
+  while (!gone) ASSERT_TRUE(loop_->run_once().ok());
+  EXPECT_EQ(loop_->dram().used_pages(), 0U);
+  EXPECT_EQ(loop_->store()->stats().slots_live[0], 0U);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += words_of(*view, page)[9] != 0;
+  });
+  EXPECT_EQ(wrong, 0U);
+}
+
+TEST_F(LoopRegions, AClosedRegionGivesBackFramesAndSlots) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+  });
+  engine_->unmap(*view);
+  while (loop_->regions()[0] != nullptr) ASSERT_TRUE(loop_->run_once().ok());
+  EXPECT_EQ(loop_->dram().used_pages(), 0U);
+  EXPECT_EQ(loop_->store()->stats().slots_live[0], 0U);
+}
+
+TEST_F(LoopRegions, PagesOfAFileAreReadBackAndNeverWritten) {
+  TemporaryFile file("loop-origin");
+  constexpr std::size_t kTail = 12345;  // the last page is partial
+  {
+    UniqueFd fd(::open(file.path().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    std::vector<std::uint64_t> page(kWords);
+    for (std::uint32_t p = 0; p < kPages; ++p) {
+      for (std::size_t i = 0; i < kWords; ++i) page[i] = pattern(p, i, 3);
+      const std::size_t size = p + 1 == kPages ? kTail : kPageBytes;
+      ASSERT_EQ(::write(fd.get(), page.data(), size), static_cast<ssize_t>(size));
+    }
+  }
+  loop::RegionSpec spec;
+  spec.page_count = kPages;
+  auto origin = tier::Origin::open(UniqueFd(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC)));
+  ASSERT_TRUE(origin.ok());
+  spec.origin = std::make_unique<tier::Origin>(*std::move(origin));
+  auto region = loop_->create_region(std::move(spec));
+  ASSERT_TRUE(region.ok()) << region.status().what();
+  View* first = engine_->map(**region);
+  View* second = engine_->map(**region, 8, 16);
+  std::atomic<std::size_t> wrong{0};
+  const auto read_all = [&wrong](View* view) {
+    for (int round = 0; round < 3; ++round) {
+      for (std::uint32_t i = 0; i < view->page_count; ++i) {
+        const std::uint32_t page = view->first_page + i;
+        const std::uint64_t* words = words_of(*view, i);
+        const std::size_t whole = page + 1 == kPages ? kTail / 8 : kWords;
+        for (std::size_t w = 0; w < whole; ++w) wrong += words[w] != pattern(page, w, 3);
+        for (std::size_t w = whole + 1; w < kWords; ++w) wrong += words[w] != 0;
+      }
+    }
+  };
+  engine_->run({[&] { read_all(first); }, [&] { read_all(second); }});
+  EXPECT_EQ(wrong.load(), 0U);
+  EXPECT_LE(loop_->dram().used_pages(), 16U);
+  EXPECT_EQ(loop_->migrator().counters().store_write_bytes, 0U);
+  EXPECT_EQ(loop_->migrator().counters().demotions, loop_->migrator().counters().pages_dropped);
+}
+
+TEST_F(LoopRegions, AForkedCopyKeepsTheMomentOfTheFork) {
+  Region* parent = anonymous(24);
+  View* view = engine_->map(*parent);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 20; ++page) fill(*view, page, 1);
+  });
+  loop_->migrator().hold(*view);
+  auto cloned = loop_->clone_region(*parent, 8);
+  ASSERT_TRUE(cloned.ok());
+  loop_->migrator().release(*view);
+  View* child = engine_->map(**cloned);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 24; page += 2) fill(*view, page, 2);  // after the fork
+    for (std::uint32_t page = 0; page < 20; ++page) wrong += wrong_words(*child, page, 1);
+    for (std::uint32_t page = 20; page < 24; ++page) wrong += words_of(*child, page)[1] != 0;
+    for (std::uint32_t page = 1; page < 20; page += 2) fill(*child, page, 9);
+    for (std::uint32_t page = 0; page < 20; ++page)
+      wrong += wrong_words(*view, page, page % 2 == 0 ? 2 : 1);
+  });
+  EXPECT_EQ(wrong, 0U);
+  // The parent may go first: its pages stay as long as the child needs them.
+  engine_->unmap(*view);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 20; ++page)
+      wrong += wrong_words(*child, page, page % 2 == 0 ? 1 : 9);
+  });
+  EXPECT_EQ(wrong, 0U);
+  engine_->unmap(*child);
+  while (loop_->regions()[0] != nullptr || loop_->regions()[1] != nullptr)
+    ASSERT_TRUE(loop_->run_once().ok());
+  EXPECT_EQ(loop_->dram().used_pages(), 0U);
+  EXPECT_EQ(loop_->store()->stats().slots_live[0], 0U);
+}
+
+TEST_F(LoopRegions, ANewLoopTakesOverWhereTheOldOneStopped) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+  });
+  const std::uint64_t id = region->id;
+  UniqueFd memory(::dup(region->memory.fd()));
+  UniqueFd table = *region->table.read_only_fd();
+  // The old loop goes without closing anything, as a daemon that stops or dies does.
+  loop_->detach();
+  engine_.reset();  // its mapping stays in `memory`
+  loop_.reset();
+  LoopOptions options;
+  options.dram_pages = 16;
+  options.store_path = store_.path();
+  options.store_bytes = 256 << 20;
+  loop_ = *Loop::create(options);
+  EXPECT_EQ(loop_->recovered_sessions(), std::vector<std::uint64_t>{7});
+  engine_ = std::make_unique<FakeEngine>(*loop_);
+  loop::RegionSpec spec;
+  spec.session_id = 7;
+  spec.page_count = kPages;
+  auto adopted = loop_->adopt_region(std::move(spec), id, std::move(memory), std::move(table));
+  ASSERT_TRUE(adopted.ok()) << adopted.status().what();
+  loop_->release_unclaimed(7);
+  view = engine_->map(**adopted);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(loop_->migrator().counters().pages_lost, 0U);
+}
+
+}  // namespace
+}  // namespace kvmem
