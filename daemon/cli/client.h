@@ -1,0 +1,45 @@
+// One question to kvmemd and its answer, over its socket.
+//
+// Every wait is bounded by the timeout. What comes back is checked before use, like everything that
+// crosses the socket: sizes, version, and the JSON itself.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "wire/protocol.h"
+
+namespace kvmem::cli {
+
+inline constexpr std::uint64_t kJsonMaxBytes = std::uint64_t{256} << 20;
+
+struct Target {
+  std::uint64_t region_id = 0;
+  std::uint64_t first_page = 0;
+  std::uint64_t page_count = 0;  // 0: to the end of the region
+};
+
+struct Question {
+  wire::ControlOp op = wire::ControlOp::kStatus;
+  Target target;
+  std::string tier;  // kDrain; travels in Request::tag
+};
+
+struct Answer {
+  int exit_code = 0;    // kExitOk, or one of kExit*; then `error` says what and what to do
+  std::string error;    // one line
+  nlohmann::json json;  // an object when exit_code is kExitOk
+
+  bool ok() const { return exit_code == 0; }
+};
+
+// --socket, else KVMEM_SOCKET, else a daemon of this user's, else the system's: as libkvmem does.
+std::string socket_path(const std::string& option);
+
+Answer ask(const std::string& socket, const Question& question, unsigned timeout_ms = 10'000);
+
+// "REGION", "REGION:PAGE" or "REGION:FIRST-LAST" (LAST included). False when `text` is neither.
+bool parse_target(const std::string& text, Target* out);
+
+}  // namespace kvmem::cli

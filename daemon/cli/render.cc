@@ -1,0 +1,562 @@
+#include "cli/render.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <utility>
+
+namespace kvmem::cli {
+namespace {
+
+using nlohmann::json;
+
+constexpr unsigned kMapRowsMax = 24;
+constexpr unsigned kShrunkMin = 8;  // columns that a shrinking column keeps
+
+// --- JSON that may lack anything ---------------------------------------------------------------
+
+std::uint64_t number(const json& object, const char* key) {
+  if (!object.is_object()) return 0;
+  const auto it = object.find(key);
+  if (it == object.end() || !it->is_number()) return 0;
+  if (it->is_number_float())
+    return it->get<double>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<double>());
+  if (it->is_number_unsigned()) return it->get<std::uint64_t>();
+  return it->get<std::int64_t>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<std::int64_t>());
+}
+
+double real(const json& object, const char* key, double otherwise = 0) {
+  if (!object.is_object()) return otherwise;
+  const auto it = object.find(key);
+  return it != object.end() && it->is_number() ? it->get<double>() : otherwise;
+}
+
+bool has(const json& object, const char* key) {
+  return object.is_object() && object.contains(key) && !object.at(key).is_null();
+}
+
+// Text, or a number or truth value as text; empty when missing.
+std::string text(const json& object, const char* key) {
+  if (!has(object, key)) return "";
+  const json& value = object.at(key);
+  if (value.is_string()) return printable(value.get_ref<const std::string&>());
+  if (value.is_primitive()) return printable(value.dump());
+  return "";
+}
+
+const json& array(const json& object, const char* key) {
+  static const json none = json::array();
+  if (!object.is_object()) return none;
+  const auto it = object.find(key);
+  return it != object.end() && it->is_array() ? *it : none;
+}
+
+const json& member(const json& object, const char* key) {
+  static const json none = json::object();
+  if (!object.is_object()) return none;
+  const auto it = object.find(key);
+  return it != object.end() && it->is_object() ? *it : none;
+}
+
+std::string format(const char* pattern, double value) {
+  std::array<char, 64> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), pattern, value);
+  return buffer.data();
+}
+
+std::string percent(std::uint64_t part, std::uint64_t whole) {
+  if (whole == 0) return "";
+  return format("%.0f %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+std::string micros(double us) {
+  if (us < 1000) return format("%.0f us", us);
+  if (us < 1'000'000) return format("%.2f ms", us / 1000);
+  return format("%.2f s", us / 1'000'000);
+}
+
+// --- terminals ---------------------------------------------------------------------------------
+
+// Columns that UTF-8 takes, one a code point: names here are seldom wider.
+std::size_t columns_of(std::string_view s) {
+  return static_cast<std::size_t>(
+      std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+
+// The end of a path or name says more than its beginning.
+std::string shortened(const std::string& s, std::size_t width) {
+  const std::size_t has_columns = columns_of(s);
+  if (has_columns <= width || width < 3) return s;
+  std::size_t at = 0;
+  for (std::size_t dropped = 0; dropped < has_columns - width + 2; ++dropped) {
+    do {
+      ++at;
+    } while (at < s.size() && (s[at] & 0xC0) == 0x80);
+  }
+  std::string out = "..";
+  out.append(s, at);
+  return out;
+}
+
+std::string paint(const std::string& s, const char* sgr, const Style& style) {
+  return style.colour ? std::string("\033[") + sgr + "m" + s + "\033[0m" : s;
+}
+std::string bold(const std::string& s, const Style& style) { return paint(s, "1", style); }
+
+struct Glyph {
+  char state;
+  const char* sgr;
+  const char* meaning;
+};
+constexpr Glyph kGlyphs[] = {
+    {'R', "32", "resident"},          {'r', "92", "resident, clean"}, {'W', "33", "being written"},
+    {'F', "36", "being filled"},      {'S', "34", "stored on NVMe"},  {'O', "35", "in its file"},
+    {'.', "90", "fresh (untouched)"}, {'X', "1;41", "lost"},
+};
+constexpr Glyph kUnknownGlyph{'?', "7", "unknown to this kvmemctl"};
+
+const Glyph& glyph_of(char state) {
+  for (const Glyph& g : kGlyphs) {
+    if (g.state == state) return g;
+  }
+  return kUnknownGlyph;
+}
+
+constexpr std::array<const char*, 10> kHeatSgr = {"90",       "38;5;19",  "38;5;27",  "38;5;37",
+                                                  "38;5;34",  "38;5;148", "38;5;220", "38;5;214",
+                                                  "38;5;202", "38;5;196"};
+
+char commonest(std::string_view states) {
+  std::array<std::size_t, 256> counts{};
+  char best = states.front();
+  for (const char c : states) {
+    if (c == 'X') return 'X';
+    const auto count = [&](char state) -> std::size_t& {
+      return counts[static_cast<unsigned char>(state)];
+    };
+    if (++count(c) > count(best)) best = c;
+  }
+  return best;
+}
+
+char hottest(std::string_view heat) {
+  char best = '0';
+  for (const char c : heat) {
+    if (c >= '0' && c <= '9') best = std::max(best, c);
+  }
+  return best;
+}
+
+struct Cell {
+  char character = ' ';
+  const char* sgr = "";
+  bool underlined = false;
+  bool operator==(const Cell&) const = default;
+};
+
+// Cells in lines of `per_line`, each led by its first page's index. Colour changes are written only
+// where the colour changes.
+std::string grid(const std::vector<Cell>& cells, std::size_t per_line, std::uint64_t first_page,
+                 std::uint64_t bucket_pages, const Style& style) {
+  std::string out;
+  for (std::size_t begin = 0; begin < cells.size(); begin += per_line) {
+    std::array<char, 32> label{};
+    std::snprintf(label.data(), label.size(), "%9llu ",
+                  static_cast<unsigned long long>(first_page + begin * bucket_pages));
+    out += paint(label.data(), "90", style);
+    const Cell* painted = nullptr;
+    for (std::size_t i = begin; i < std::min(begin + per_line, cells.size()); ++i) {
+      const Cell& cell = cells[i];
+      const bool same = painted != nullptr && painted->underlined == cell.underlined &&
+                        std::string_view(painted->sgr) == cell.sgr;
+      if (style.colour && !same) {
+        out += std::string("\033[0;") + (cell.underlined ? "4;" : "") + cell.sgr + "m";
+      }
+      painted = &cell;
+      out += cell.character;
+    }
+    out += style.colour ? "\033[0m\n" : "\n";
+  }
+  return out;
+}
+
+// "0-3, 7, 9-12" of the pages marked '1'; at most eight runs.
+std::string pinned_runs(const PageMap& map) {
+  std::string out;
+  unsigned runs = 0;
+  for (std::size_t i = 0; i < map.pinned.size();) {
+    if (map.pinned[i] != '1') {
+      ++i;
+      continue;
+    }
+    const std::size_t begin = i;
+    while (i < map.pinned.size() && map.pinned[i] == '1') ++i;
+    if (++runs > 8) return out + ", ...";
+    out += (out.empty() ? "" : ", ") + std::to_string(map.first_page + begin);
+    if (i - begin > 1) out.append("-").append(std::to_string(map.first_page + i - 1));
+  }
+  return out;
+}
+
+std::string joined(const std::vector<std::string>& parts, const char* separator) {
+  std::string out;
+  for (const std::string& part : parts) {
+    if (part.empty()) continue;
+    out += (out.empty() ? "" : separator) + part;
+  }
+  return out;
+}
+
+// "name value" pairs, wrapped to the width.
+std::string pairs(const std::vector<std::pair<std::string, std::string>>& items,
+                  const Style& style) {
+  std::string out;
+  std::size_t at = 0;
+  for (const auto& [name, value] : items) {
+    const std::string item = name + " " + value;
+    if (at != 0 && at + 2 + columns_of(item) > style.width) {
+      out += "\n";
+      at = 0;
+    }
+    out += (at == 0 ? "  " : ", ") + item;
+    at += 2 + columns_of(item);
+  }
+  return out.empty() ? "" : out + "\n";
+}
+
+bool is_bytes(std::string_view name) { return name.ends_with("_bytes"); }
+
+std::string spaced(std::string name) {
+  if (is_bytes(name)) name.resize(name.size() - 6);
+  std::replace(name.begin(), name.end(), '_', ' ');
+  return printable(name);
+}
+
+std::vector<std::pair<std::string, std::string>> nonzero(const json& object) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (const auto& [name, value] : object.items()) {
+    if (!value.is_number()) continue;
+    const std::uint64_t n = number(object, name.c_str());
+    if (n != 0) out.emplace_back(spaced(name), is_bytes(name) ? human_bytes(n) : human_count(n));
+  }
+  return out;
+}
+
+std::string heading(const char* title, const Style& style) {
+  return "\n" + bold(title, style) + "\n";
+}
+
+}  // namespace
+
+std::string human_bytes(std::uint64_t size_bytes) {
+  constexpr std::array<const char*, 6> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+  if (size_bytes < 1024) return std::to_string(size_bytes) + " B";
+  double value = static_cast<double>(size_bytes) / 1024;
+  std::size_t unit = 0;
+  // 1023.995 would be printed as 1024.
+  while (value >= 1023.995 && unit + 1 < kUnits.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  const char* const pattern = value < 9.995 ? "%.2f" : value < 99.95 ? "%.1f" : "%.0f";
+  return format(pattern, value) + " " + kUnits[unit];
+}
+
+std::string human_count(std::uint64_t count) {
+  std::string digits = std::to_string(count);
+  for (std::size_t at = digits.size(); at > 3;) {
+    at -= 3;
+    digits.insert(at, 1, ',');
+  }
+  return digits;
+}
+
+std::string human_seconds(double seconds) {
+  if (seconds < 0.9995) return format("%.0f ms", seconds * 1000);
+  if (seconds < 59.95) return format("%.1f s", seconds);
+  const auto minutes = static_cast<std::uint64_t>(seconds / 60);
+  if (minutes < 60) {
+    return std::to_string(minutes) + " min " +
+           format("%.0f s", seconds - 60 * static_cast<double>(minutes));
+  }
+  if (minutes < 24 * 60) {
+    return std::to_string(minutes / 60) + " h " + std::to_string(minutes % 60) + " min";
+  }
+  return std::to_string(minutes / 1440) + " d " + std::to_string(minutes / 60 % 24) + " h";
+}
+
+std::string printable(std::string_view s) {
+  std::string out(s);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto c = static_cast<unsigned char>(out[i]);
+    // C0, DEL, and C1 as UTF-8 writes it.
+    const bool c1 =
+        c == 0xC2 && i + 1 < out.size() && static_cast<unsigned char>(out[i + 1]) < 0xA0;
+    if (c1) out[i + 1] = '?';
+    if (c < 0x20 || c == 0x7F || c1) out[i] = '?';
+  }
+  return out;
+}
+
+std::string table(const std::vector<Column>& columns, const std::vector<Row>& rows,
+                  const Style& style) {
+  std::vector<std::size_t> widths;
+  std::size_t total = 0;
+  for (std::size_t c = 0; c < columns.size(); ++c) {
+    std::size_t width = columns_of(columns[c].name);
+    for (const Row& row : rows) width = std::max(width, c < row.size() ? columns_of(row[c]) : 0);
+    widths.push_back(width);
+    total += width + 2;
+  }
+  for (std::size_t c = 0; c < columns.size(); ++c) {
+    if (!columns[c].shrinks || total <= style.width + 2) continue;
+    const std::size_t least = std::max<std::size_t>(kShrunkMin, columns_of(columns[c].name));
+    const std::size_t give =
+        std::min(widths[c] - std::min(widths[c], least), total - style.width - 2);
+    widths[c] -= give;
+    total -= give;
+  }
+  std::string out;
+  const auto line = [&](const auto& cell_of) {
+    std::string s;
+    for (std::size_t c = 0; c < columns.size(); ++c) {
+      const std::string cell = shortened(cell_of(c), widths[c]);
+      const std::size_t used = columns_of(cell);
+      const std::string pad(widths[c] > used ? widths[c] - used : 0, ' ');
+      if (c != 0) s += "  ";
+      s += columns[c].right ? pad + cell : cell + pad;
+    }
+    s.erase(s.find_last_not_of(' ') + 1);
+    return s;
+  };
+  out += paint(line([&](std::size_t c) { return columns[c].name; }), "2", style) + "\n";
+  for (const Row& row : rows) {
+    out += line([&](std::size_t c) { return c < row.size() ? row[c] : std::string(); }) + "\n";
+  }
+  return out;
+}
+
+std::string page_map(const PageMap& map, const Style& style) {
+  if (map.state.empty()) return "no pages\n";
+  constexpr std::size_t kLabelColumns = 10;
+  const std::size_t per_line =
+      std::max<std::size_t>(style.width, kLabelColumns + 8) - kLabelColumns;
+  std::uint64_t bucket_pages = 1;
+  while ((map.state.size() + bucket_pages - 1) / bucket_pages > per_line * kMapRowsMax) {
+    bucket_pages *= 2;
+  }
+  std::vector<Cell> states;
+  std::vector<Cell> heats;
+  std::string seen;
+  for (std::size_t at = 0; at < map.state.size(); at += bucket_pages) {
+    const Glyph& glyph = glyph_of(commonest(std::string_view(map.state).substr(at, bucket_pages)));
+    const bool pinned =
+        at < map.pinned.size() &&
+        std::string_view(map.pinned).substr(at, bucket_pages).find('1') != std::string_view::npos;
+    states.push_back({glyph.state, glyph.sgr, pinned});
+    if (seen.find(glyph.state) == std::string::npos) seen += glyph.state;
+    if (at < map.heat.size()) {
+      const char heat = hottest(std::string_view(map.heat).substr(at, bucket_pages));
+      heats.push_back({heat == '0' ? '.' : heat, kHeatSgr[static_cast<std::size_t>(heat - '0')]});
+    }
+  }
+
+  std::string out = bold("where", style);
+  out += bucket_pages == 1
+             ? " (one glyph a page"
+             : " (one glyph for " + std::to_string(bucket_pages) + " pages, the commonest state";
+  if (map.page_bytes != 0) out += ", " + human_bytes(bucket_pages * map.page_bytes);
+  out += ")\n" + grid(states, per_line, map.first_page, bucket_pages, style);
+  for (const char state : seen) {
+    const Glyph& glyph = glyph_of(state);
+    out += std::string(10, ' ') + paint(std::string(1, state), glyph.sgr, style) + "  " +
+           glyph.meaning + "\n";
+  }
+  if (const std::string runs = pinned_runs(map); !runs.empty()) {
+    out += std::string(10, ' ') + "pinned" + (style.colour ? " (underlined)" : "") + ": " + runs +
+           "\n";
+  }
+  if (!heats.empty()) {
+    out += bold("heat", style) + " (. coldest, 9 hottest)\n" +
+           grid(heats, per_line, map.first_page, bucket_pages, style);
+  }
+  return out;
+}
+
+std::string render_tiers(const json& tiers, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& tier : array(tiers, "tiers")) {
+    const std::uint64_t capacity = number(tier, "capacity_bytes");
+    const std::uint64_t used = number(tier, "used_bytes");
+    std::vector<std::string> notes;
+    if (has(tier, "node")) notes.push_back("NUMA node " + text(tier, "node"));
+    notes.push_back(text(tier, "path"));
+    if (has(tier, "files")) notes.push_back(text(tier, "files") + " files");
+    if (number(tier, "quarantined") != 0) {
+      notes.push_back(text(tier, "quarantined") + " places quarantined");
+    }
+    rows.push_back({text(tier, "name"), capacity == 0 ? "" : human_bytes(capacity),
+                    has(tier, "used_bytes") ? human_bytes(used) : "", percent(used, capacity),
+                    joined(notes, ", ")});
+  }
+  if (rows.empty()) return "no tiers\n";
+  return table({{"tier"}, {"capacity", true}, {"used", true}, {"", true}, {"where", false, true}},
+               rows, style);
+}
+
+std::string render_regions(const json& regions, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& r : array(regions, "regions")) {
+    rows.push_back({text(r, "region"), text(r, "pid"), text(r, "kind"),
+                    human_bytes(number(r, "size_bytes")), human_count(number(r, "resident_pages")),
+                    human_count(number(r, "stored_pages")), human_count(number(r, "origin_pages")),
+                    human_count(number(r, "fresh_pages")), human_count(number(r, "lost_pages")),
+                    human_count(number(r, "pinned_pages")), text(r, "backing"),
+                    joined({text(r, "tag"), text(r, "path"),
+                            number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
+                           ", ")});
+  }
+  if (rows.empty()) return "no regions\n";
+  return table({{"region", true},
+                {"pid", true},
+                {"kind"},
+                {"size", true},
+                {"resident", true},
+                {"stored", true},
+                {"in file", true},
+                {"fresh", true},
+                {"lost", true},
+                {"pinned", true},
+                {"backing"},
+                {"what", false, true}},
+               rows, style);
+}
+
+std::string render_status(const json& status, const Style& style) {
+  const json& daemon = member(status, "daemon");
+  std::string out = bold("kvmemd " + text(daemon, "version"), style);
+  out += ": " +
+         joined({has(daemon, "pid") ? "pid " + text(daemon, "pid") : "",
+                 has(daemon, "uptime_s") ? "up " + human_seconds(real(daemon, "uptime_s")) : "",
+                 has(daemon, "rss_bytes") ? human_bytes(number(daemon, "rss_bytes")) + " of its own"
+                                          : "",
+                 has(daemon, "huge_pages") ? "huge pages " + text(daemon, "huge_pages") : "",
+                 text(daemon, "socket")},
+                ", ") +
+         "\n";
+  for (const json& warning : array(daemon, "warnings")) {
+    if (!warning.is_string()) continue;
+    out += paint("! " + printable(warning.get_ref<const std::string&>()), "33", style) + "\n";
+  }
+  out += "\n" + render_tiers(status, style);
+
+  std::vector<Row> rows;
+  for (const json& e : array(status, "engines")) {
+    const bool connected = !has(e, "connected") || e.at("connected") == true;
+    rows.push_back({text(e, "session"), text(e, "pid"), text(e, "uid"), text(e, "regions"),
+                    human_bytes(number(e, "size_bytes")), human_bytes(number(e, "resident_bytes")),
+                    percent(number(e, "resident_bytes"), number(e, "size_bytes")),
+                    connected ? "" : "away", text(e, "tag")});
+  }
+  out += heading("engines", style);
+  out += rows.empty() ? "none\n"
+                      : table({{"session", true},
+                               {"pid", true},
+                               {"uid", true},
+                               {"regions", true},
+                               {"size", true},
+                               {"resident", true},
+                               {"", true},
+                               {""},
+                               {"name", false, true}},
+                              rows, style);
+  if (!array(status, "regions").empty()) {
+    out += heading("regions", style) + render_regions(status, style);
+  }
+  if (const auto counters = nonzero(member(status, "counters")); !counters.empty()) {
+    out += heading("counters", style) + pairs(counters, style);
+  }
+  if (const auto moves = nonzero(member(status, "moves_by_reason")); !moves.empty()) {
+    out += heading("moves by reason", style) + pairs(moves, style);
+  }
+  const json& latency = member(status, "latency");
+  std::vector<std::pair<std::string, std::string>> latencies;
+  for (const auto& [name, key] :
+       {std::pair{"restore", "restore"}, {"first touch", "first_touch"}}) {
+    const std::string p50 = std::string(key) + "_p50_us";
+    const std::string p99 = std::string(key) + "_p99_us";
+    if (real(latency, p50.c_str()) <= 0) continue;
+    latencies.emplace_back(name, "p50 " + micros(real(latency, p50.c_str())) + " p99 " +
+                                     micros(real(latency, p99.c_str())));
+  }
+  if (!latencies.empty()) out += heading("latency", style) + pairs(latencies, style);
+  std::vector<std::pair<std::string, std::string>> sources;
+  for (const auto& item : member(status, "sources").items()) {
+    sources.emplace_back(spaced(item.key()), text(member(status, "sources"), item.key().c_str()));
+  }
+  if (!sources.empty()) out += heading("heat comes from", style) + pairs(sources, style);
+  return out;
+}
+
+std::string render_pages(const json& pages, const Style& style) {
+  const auto raw = [&](const char* key) {
+    return has(pages, key) && pages.at(key).is_string() ? pages.at(key).get<std::string>()
+                                                        : std::string();
+  };
+  const PageMap map{number(pages, "first_page"), number(pages, "page_bytes"), raw("state"),
+                    raw("heat"), raw("pinned")};
+  std::string out = bold("region " + text(pages, "region"), style) + ": " +
+                    human_count(map.state.size()) + " pages";
+  if (map.page_bytes != 0) {
+    out += " of " + human_bytes(map.page_bytes) + ", " +
+           human_bytes(map.page_bytes * map.state.size());
+  }
+  out += "\n";
+  for (const Glyph& glyph : kGlyphs) {
+    const auto count =
+        static_cast<std::uint64_t>(std::count(map.state.begin(), map.state.end(), glyph.state));
+    if (count == 0) continue;
+    out += "  " + std::string(glyph.meaning) + ": " + human_count(count) + " (" +
+           percent(count, map.state.size()) + ")\n";
+  }
+  return out + page_map(map, style);
+}
+
+std::string render_explain(const json& explain, const Style& style) {
+  std::string out = bold("page " + text(explain, "region") + ":" + text(explain, "page"), style);
+  out += " is " + text(explain, "state");
+  if (!text(explain, "tier").empty()) out += " in " + text(explain, "tier");
+  if (has(explain, "slot")) out += ", slot " + text(explain, "slot");
+  out += "\n";
+  if (!text(explain, "why").empty()) out += "  " + text(explain, "why") + "\n";
+  std::vector<std::pair<std::string, std::string>> facts;
+  for (const auto& [key, name] : {std::pair{"heat", "heat"},
+                                  {"last_touch_events_ago", "faults since its last touch"},
+                                  {"expected_next_use", "next use expected in faults"},
+                                  {"interval", "usual faults between uses"},
+                                  {"confidence", "confidence"}}) {
+    if (has(explain, key)) facts.emplace_back(std::string(name) + ":", text(explain, key));
+  }
+  out += pairs(facts, style);
+  std::vector<Row> rows;
+  for (const json& move : array(explain, "moves")) {
+    rows.push_back({human_seconds(real(move, "ago_s")) + " ago", text(move, "from"),
+                    text(move, "to"), text(move, "reason")});
+  }
+  out += rows.empty()
+             ? "no moves yet\n"
+             : "last moves\n" +
+                   table({{"when", true}, {"from"}, {"to"}, {"reason", false, true}}, rows, style);
+  return out;
+}
+
+std::string render_action(const json& result, std::string_view verb) {
+  const std::uint64_t refused = number(result, "pages_refused");
+  std::string out = std::string(verb) + " " + human_count(number(result, "pages_moved")) + " of " +
+                    human_count(number(result, "pages_asked")) + " pages";
+  if (refused != 0) out += "; " + human_count(refused) + " refused";
+  if (!text(result, "why").empty()) out += ": " + text(result, "why");
+  return out + "\n";
+}
+
+}  // namespace kvmem::cli
