@@ -76,10 +76,10 @@ struct Key {
 
 enum class RecordKind : std::uint8_t { kEphemeral = 0, kPersistent = 1 };
 
-// The place of a record: 1 .. 2^40. Zero names none.
+// The place of a record: 1 .. 2^32 - 1. Zero names none.
 using Locator = std::uint64_t;
 inline constexpr Locator kNoLocator = 0;
-inline constexpr unsigned kLocatorBits = 40;
+inline constexpr unsigned kLocatorBits = 32;
 inline constexpr unsigned kGenerationBits = 48;
 
 struct StoreOptions {
