@@ -44,11 +44,10 @@ done
 root=$(cd "$(dirname "$0")/.." && pwd)
 examples=$root/examples
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem
-packages=(g++ cmake ninja-build pkg-config liburing-dev libnuma-dev libxxhash-dev libzstd-dev
-  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libncurses-dev libgtest-dev libgmock-dev
+# What the build looks for, and what a virtual environment needs.
+packages=(g++ cmake ninja-build pkg-config liburing-dev libnuma-dev libxxhash-dev
+  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libgtest-dev libgmock-dev
   python3 python3-venv)
-# The engine computes on small models as fast as it can wait for its threads: no nested pools.
-export OMP_NUM_THREADS=$threads
 
 step() { printf '\n[%3ds] %s\n' "$SECONDS" "$*"; }
 die() { printf 'quickstart: %s\n' "$*" >&2; exit 1; }

@@ -45,22 +45,45 @@ def print_runs(runs: dict[str, dict], args: argparse.Namespace) -> bool:
     return same
 
 
-def print_kvmem(run: dict) -> None:
-    status, report = run.get("status", {}), run.get("report") or run.get("status", {})
-    counters, latency = report.get("counters", {}), report.get("latency", {})
-    print("\nwhere the pages lived while decoding")
+def print_pages(status: dict) -> None:
+    """Where the pages of each region were, near the end of the decoding."""
+    columns = ("resident_pages", "stored_pages", "origin_pages", "fresh_pages")
+    print(f"{'where the pages lived':<37} {'DRAM':>10} {'store':>10} {'model file':>10} {'untouched':>10}")
+    total = dict.fromkeys(columns, 0)
+    for region in status.get("regions", []):
+        name = Path(region.get("path") or region.get("tag") or "memory").name
+        cells = [region.get(c, 0) for c in columns]
+        for c, n in zip(columns, cells):
+            total[c] += n
+        page = region["page_bytes"]
+        print(f"  {name[:24]:<24} {region['kind'][:10]:<10} "
+              + " ".join(f"{mib(n * page):>10}" for n in cells))
     for tier in status.get("tiers", []):
-        print(f"  {tier['name']:<8} {mib(tier['used_bytes']):>10} of {mib(tier['capacity_bytes'])}")
-    c = counters.get
+        if tier["name"] == "dram":
+            print(f"  DRAM in use: {mib(tier['used_bytes'])} of {mib(tier['capacity_bytes'])}, "
+                  f"{tier.get('backing', '?')} pages")
+
+
+def print_kvmem(run: dict) -> None:
+    report = run.get("report") or run.get("status", {})
+    counters, latency = report.get("counters", {}), report.get("latency", {})
+
+    def c(name: str) -> int:
+        return counters.get(name, 0)
+
+    print()
+    print_pages(run.get("status", {}))
     print("\nwhat kvmem did, load included")
-    print(f"  faults          {c('faults_missing', 0)} missing, {c('faults_minor', 0)} minor, "
-          f"{c('faults_wp', 0)} write-protect")
-    print(f"  read            {gb(c('origin_read_bytes', 0))} from the model file, "
-          f"{gb(c('store_read_bytes', 0))} from the store")
-    print(f"  written         {gb(c('store_write_bytes', 0))} to the store; "
-          f"{c('pages_dropped', 0)} clean pages dropped")
+    print(f"  faults          {c('faults_missing')} missing, {c('faults_minor')} minor, "
+          f"{c('faults_wp')} write-protect")
+    print(f"  read            {gb(c('origin_read_bytes'))} from the model file, "
+          f"{gb(c('store_read_bytes'))} from the store")
+    print(f"  written         {gb(c('store_write_bytes'))} to the store; "
+          f"{c('pages_dropped')} clean pages dropped without a write")
     print(f"  restore         {us(latency, 'restore')} (p50 / p99)")
     print(f"  first touch     {us(latency, 'first_touch')} (p50 / p99)")
+    for warning in report.get("daemon", {}).get("warnings", []):
+        print(f"  warning         {warning}")
 
 
 def main() -> int:
