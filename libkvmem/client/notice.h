@@ -1,0 +1,23 @@
+// The one line kvmem may write to an engine's standard error, when it cannot serve.
+#pragma once
+
+namespace kvmem {
+
+// "kvmem: " + parts + newline, in one write; nullptr parts are skipped. Only the first call of a
+// process writes (every call with KVMEM_VERBOSE). Any thread, also one whose descriptor table is
+// its own.
+void notice(const char* a, const char* b = nullptr, const char* c = nullptr,
+            const char* d = nullptr, const char* e = nullptr);
+// As notice, only with KVMEM_VERBOSE.
+void detail(const char* a, const char* b = nullptr, const char* c = nullptr);
+
+// The agent calls it once it no longer shares the engine's descriptors.
+void notice_through_proc(int pid, int agent_tid);
+
+// Decimal, in a buffer of the caller's.
+struct Decimal {
+  char text[24];
+};
+Decimal decimal(long long value);
+
+}  // namespace kvmem

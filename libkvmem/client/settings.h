@@ -1,0 +1,33 @@
+// Settings: the environment, read once at load.
+//
+//   KVMEM=off              nothing is intercepted, the C API answers -ENOTSUP
+//   KVMEM_INTERCEPT=1      intercept although LD_PRELOAD does not name the library
+//   KVMEM_SOCKET=PATH      the daemon's socket
+//   KVMEM_THRESHOLD=BYTES  smallest allocation that becomes a region (K, M, G understood)
+//   KVMEM_TAG=TEXT         name of this engine in kvmemctl; default: the program's
+//   KVMEM_VERBOSE=1        more than one line on standard error
+//   KVMEM_USER_FAULTS_ONLY=1  accept a userfaultfd that cannot serve the kernel's own faults:
+//                          read(2) into a cold page then fails with EFAULT
+#pragma once
+
+#include <cstddef>
+
+namespace kvmem {
+
+struct Settings {
+  bool off = false;
+  bool intercept = false;
+  bool verbose = false;
+  bool user_faults_only = false;
+  std::size_t threshold_bytes = std::size_t{32} << 20;
+  char socket_path[108] = {};  // sun_path
+  char tag[64] = {};
+};
+
+// `environment` as main's third argument. Never allocates.
+Settings read_settings(char* const* environment);
+
+// Written by init before any other use, constant afterwards.
+extern Settings g_settings;
+
+}  // namespace kvmem

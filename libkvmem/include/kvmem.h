@@ -1,0 +1,105 @@
+/* kvmem: memory for LLM engines that lives on more than one tier.
+ *
+ * An engine needs none of this: LD_PRELOAD=libkvmem.so makes its large allocations regions. An
+ * engine that knows what it will touch next says so here and gains more.
+ *
+ * A region is a range of ordinary memory, in pages of 2 MiB. A page that is not in DRAM is brought
+ * back when it is touched; the thread that touched it waits. free() also frees a region.
+ *
+ * Every function may be called from any thread, at any time after the library was loaded, but not
+ * from a signal handler. None changes errno. They return 0 or a negative errno value:
+ *   -EINVAL    an argument is wrong
+ *   -ENOMEM    no memory, address space or quota; or part of a range is no region
+ *   -ENOTSUP   kvmem is switched off (KVMEM=off)
+ *   -ENOTCONN  no daemon can be reached now; what exists stays valid
+ *   -EAGAIN    no thread could be started
+ */
+#ifndef KVMEM_H
+#define KVMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define KVMEM_NOEXCEPT noexcept
+#else
+#define KVMEM_NOEXCEPT
+#endif
+
+#define KVMEM_VERSION 0x000100u /* 0.1.0: major 16 bits, minor 8, patch 8 */
+#define KVMEM_PAGE_BYTES ((size_t)2 << 20)
+
+/* Of the library that is loaded, in the form of KVMEM_VERSION. */
+uint32_t kvmem_version(void) KVMEM_NOEXCEPT;
+
+/* A static English text for a negative errno value that a function here returned. Never NULL. */
+const char* kvmem_strerror(int error) KVMEM_NOEXCEPT;
+
+/* Structs that grow begin with their size; set it to sizeof and zero the rest. */
+struct kvmem_region_options {
+  size_t size;     /* of this struct, bytes */
+  const char* tag; /* shown by kvmemctl; at most 63 bytes are kept; may be NULL */
+};
+
+/* Makes a region of `size_bytes` zero bytes, aligned to 2 MiB, readable and writable, and stores
+ * its address. `options` may be NULL. Unlike malloc under preload this never falls back to other
+ * memory: without a daemon it returns -ENOTCONN. */
+int kvmem_region_create(size_t size_bytes, const struct kvmem_region_options* options,
+                        void** address) KVMEM_NOEXCEPT;
+
+/* Frees a region. -EINVAL: `address` is not the start of one. */
+int kvmem_region_destroy(void* address) KVMEM_NOEXCEPT;
+
+/* Advice is a hint; only KVMEM_PIN can fail for want of quota. */
+enum kvmem_advice {
+  KVMEM_NORMAL = 0,     /* forget earlier advice */
+  KVMEM_HOT = 1,        /* will be used often */
+  KVMEM_COLD = 2,       /* will not be used soon */
+  KVMEM_SEQUENTIAL = 3, /* will be read in ascending order */
+  KVMEM_PIN = 4,        /* keep in DRAM until unpinned */
+  KVMEM_UNPIN = 5,
+  KVMEM_PREFETCH = 6 /* bring back now, in the background */
+};
+
+/* For the pages that [address, address + size_bytes) touches. */
+int kvmem_advise(const void* address, size_t size_bytes, enum kvmem_advice advice) KVMEM_NOEXCEPT;
+
+/* Where a page is. */
+enum kvmem_page_state {
+  KVMEM_FRESH = 0,    /* never written: zeroes, no memory */
+  KVMEM_RESIDENT = 1, /* in DRAM */
+  KVMEM_WRITING = 2,  /* in DRAM, being written out */
+  KVMEM_STORED = 3,   /* in the page store */
+  KVMEM_ORIGIN = 4,   /* in the file it came from */
+  KVMEM_FILLING = 5,  /* on its way to DRAM */
+  KVMEM_LOST = 6,     /* no valid copy is left: access raises SIGBUS */
+  KVMEM_PLAIN = 255   /* ordinary memory of this process, no longer managed */
+};
+
+/* Writes one byte, an enum kvmem_page_state, for each page that [address, address + size_bytes)
+ * touches. The answer may be out of date when it arrives. */
+int kvmem_residency(const void* address, size_t size_bytes, unsigned char* states) KVMEM_NOEXCEPT;
+
+struct kvmem_statistics {
+  size_t size;             /* of this struct, bytes; on return, bytes filled in */
+  uint64_t regions;        /* that exist */
+  uint64_t managed_bytes;  /* of regions, served by the daemon */
+  uint64_t plain_bytes;    /* of regions, turned into ordinary memory */
+  uint64_t fresh_bytes;    /* managed_bytes by state: */
+  uint64_t resident_bytes; /*   resident and writing */
+  uint64_t stored_bytes;
+  uint64_t origin_bytes;
+  uint64_t filling_bytes;
+  uint64_t lost_bytes;
+  uint32_t is_connected; /* 1: a daemon answers */
+  uint32_t reserved;
+};
+
+/* Counts this process's regions; walks every page's entry (about 2 ns a page). */
+int kvmem_stats(struct kvmem_statistics* stats) KVMEM_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,48 @@
+// The functions that the interposed ones stand before: the next definitions in link order, resolved
+// once. Before that every pointer leads to a function that resolves and goes on, so that no caller
+// tests anything.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+
+namespace kvmem::real {
+
+struct Functions {
+  void* (*malloc)(std::size_t);
+  void (*free)(void*);
+  void* (*calloc)(std::size_t, std::size_t);
+  void* (*realloc)(void*, std::size_t);
+  void* (*reallocarray)(void*, std::size_t, std::size_t);
+  int (*posix_memalign)(void**, std::size_t, std::size_t);
+  void* (*aligned_alloc)(std::size_t, std::size_t);
+  void* (*memalign)(std::size_t, std::size_t);
+  void* (*valloc)(std::size_t);
+  void* (*pvalloc)(std::size_t);
+  std::size_t (*malloc_usable_size)(void*);
+  void* (*mmap)(void*, std::size_t, int, int, int, off_t);
+  int (*munmap)(void*, std::size_t);
+  void* (*mremap)(void*, std::size_t, std::size_t, int, ...);
+  int (*mprotect)(void*, std::size_t, int);
+  int (*madvise)(void*, std::size_t, int);
+  int (*posix_madvise)(void*, std::size_t, int);
+  int (*mlock)(const void*, std::size_t);
+  int (*mlock2)(const void*, std::size_t, unsigned);
+  int (*munlock)(const void*, std::size_t);
+};
+extern Functions g_real;
+
+// Idempotent; any thread, also from inside the loader.
+void resolve();
+
+// While on, allocations come from a small static area instead of the real functions. Single
+// threaded callers only: a forked child before its allocator's own handlers have run.
+void use_static_area(bool is_on);
+
+}  // namespace kvmem::real
+
+namespace kvmem {
+// Reads the environment, arms the interposition; idempotent. `environment` may be null: too early.
+void initialise(char* const* environment);
+}  // namespace kvmem

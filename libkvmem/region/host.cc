@@ -1,0 +1,309 @@
+#include "region/host.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "client/agent.h"
+#include "client/settings.h"
+#include "region/table.h"
+
+namespace kvmem::host {
+
+constinit std::size_t g_threshold_bytes = SIZE_MAX;
+
+namespace {
+
+using table::Op;
+using Kind = table::Op::Kind;
+
+constexpr int kMadvPopulateRead = 22;  // 5.14
+
+// Reads a byte of every page, which waits until it is there. Nothing is held meanwhile: the agent
+// may have to bring the daemon back first.
+void touch(std::uint64_t address, std::uint64_t size_bytes) {
+  for (std::uint64_t at = address; at < address + size_bytes; at += kPageBytes) {
+    if (sys::madvise(at, kOsPageBytes, kMadvPopulateRead) != -EINVAL) continue;
+    (void)*reinterpret_cast<const volatile char*>(at);
+  }
+}
+
+int ask_agent(Op& op) REQUIRES(g_agent_lock) { return run_on_agent(table::serve, &op); }
+
+// Carries out an operation, however often pages must be fetched first.
+int carry_out(Op& op) {
+  for (;;) {
+    {
+      LockGuard guard(g_agent_lock);
+      const int result = ask_agent(op);
+      if (result != -EAGAIN || op.touch_bytes == 0) return result;
+    }
+    touch(op.touch, op.touch_bytes);
+  }
+}
+
+Op range_op(Kind kind, std::uint64_t address, std::uint64_t size_bytes, int value) {
+  Op op{};
+  op.kind = kind;
+  op.address = address;
+  op.size_bytes = align_up(size_bytes, kOsPageBytes);
+  op.value = value;
+  return op;
+}
+
+// The kernel's own checks of a range. 1: go on; else what the call returns.
+int check_range(std::uint64_t address, std::uint64_t size_bytes, bool is_empty_valid) {
+  if (!is_aligned(address, kOsPageBytes)) return -EINVAL;
+  const std::uint64_t length = align_up(size_bytes, kOsPageBytes);
+  if (length < size_bytes || address + length < address) return is_empty_valid ? -ENOMEM : -EINVAL;
+  if (length == 0) return is_empty_valid ? 0 : -EINVAL;
+  // A range that leaves the arena crosses memory that is nobody's.
+  if (!in_arena(address) || !in_arena(address + length - 1)) return -ENOMEM;
+  return 1;
+}
+
+}  // namespace
+
+void install(char* const* environment) {
+  g_settings = read_settings(environment);
+  table::install();
+  if (g_settings.intercept) g_threshold_bytes = g_settings.threshold_bytes;
+}
+
+void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
+  if (size_bytes == 0 || size_bytes > wire::kRegionPagesMax << kPageShift) return nullptr;
+  Op op{};
+  op.kind = Kind::kCreate;
+  op.size_bytes = size_bytes;
+  op.is_heap = is_heap;
+  op.tag = tag;
+  LockGuard guard(g_agent_lock);
+  return ask_agent(op) == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
+}
+
+void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) {
+  struct stat s;
+  if (sys::call(SYS_fstat, fd, sys::arg(&s)) != 0 || !S_ISREG(s.st_mode)) return nullptr;
+  // What lies beyond the end of the file raises SIGBUS; regions know no such thing.
+  const std::uint64_t file_bytes = static_cast<std::uint64_t>(s.st_size);
+  if (offset > file_bytes || size_bytes > align_up(file_bytes, kOsPageBytes) - offset)
+    return nullptr;
+  // The engine's own mapping, made as it asked but for prefetching, in whole pages. It checks
+  // everything the kernel checks, and stays beside the region, untouched, to be given back.
+  const std::uint64_t shadow_bytes = align_up(size_bytes, kPageBytes);
+  const long shadow =
+      sys::mmap(0, shadow_bytes, PROT_READ, flags & ~(MAP_POPULATE | MAP_NONBLOCK), fd, offset);
+  if (sys::is_error(shadow)) return nullptr;
+  Op op{};
+  op.kind = Kind::kCreate;
+  op.size_bytes = size_bytes;
+  op.shadow = static_cast<std::uint64_t>(shadow);
+  op.offset = offset;
+  op.device = s.st_dev;
+  op.inode = s.st_ino;
+  op.fd = fd;
+  op.fd_tid = sys::tid();
+  {
+    LockGuard guard(g_agent_lock);
+    if (ask_agent(op) == 0) return reinterpret_cast<void*>(op.address);
+  }
+  sys::munmap(op.shadow, shadow_bytes);
+  return nullptr;
+}
+
+bool release(void* p) {
+  const Region* r = table::region_at(reinterpret_cast<std::uintptr_t>(p));
+  if (r == nullptr || !r->is_heap || r->begin != reinterpret_cast<std::uintptr_t>(p)) return false;
+  Op op{};
+  op.kind = Kind::kRelease;
+  op.address = r->begin;
+  LockGuard guard(g_agent_lock);
+  ask_agent(op);
+  return true;
+}
+
+std::size_t size_of(const void* p) {
+  const Region* r = table::region_at(reinterpret_cast<std::uintptr_t>(p));
+  return r != nullptr && r->is_heap && r->begin == reinterpret_cast<std::uintptr_t>(p)
+             ? r->size_bytes
+             : 0;
+}
+
+bool resize_in_place(void* p, std::size_t size_bytes) {
+  Region* r = table::region_at(reinterpret_cast<std::uintptr_t>(p));
+  const std::uint64_t pages = pages_for(size_bytes);
+  if (size_bytes == 0 || pages > r->page_count) return false;
+  // Pages that were given up before may be another region's by now.
+  const PageTag own = arena::tag(r->begin);
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    if (arena::tag(r->begin + (i << kPageShift)).region != own.region) return false;
+  }
+  const std::uint64_t old_pages = pages_for(r->size_bytes);
+  if (pages < old_pages) {
+    Op op = range_op(Kind::kUnmap, r->begin + (pages << kPageShift),
+                     (old_pages - pages) << kPageShift, 0);
+    if (carry_out(op) != 0) return false;
+  }
+  r->size_bytes = size_bytes;
+  return true;
+}
+
+int unmap(std::uint64_t address, std::uint64_t size_bytes) {
+  if (const int checked = check_range(address, size_bytes, false); checked != 1) {
+    if (checked != -ENOMEM) return checked;
+    // Partly outside: each side by its own rules.
+    const std::uint64_t end = address + align_up(size_bytes, kOsPageBytes);
+    const std::uint64_t base = g_arena.base.load(std::memory_order_relaxed);
+    const std::uint64_t limit = base + g_arena.size_bytes.load(std::memory_order_relaxed);
+    if (address < base) sys::munmap(address, base - address);
+    if (end > limit) sys::munmap(limit, end - limit);
+    address = address < base ? base : address;
+    size_bytes = (end > limit ? limit : end) - address;
+  }
+  Op op = range_op(Kind::kUnmap, address, size_bytes, 0);
+  return carry_out(op);
+}
+
+int protect(std::uint64_t address, std::uint64_t size_bytes, int prot) {
+  if (const int checked = check_range(address, size_bytes, true); checked != 1) return checked;
+  Op op = range_op(Kind::kProtect, address, size_bytes, prot);
+  return carry_out(op);
+}
+
+int advise(std::uint64_t address, std::uint64_t size_bytes, int advice) {
+  if (const int checked = check_range(address, size_bytes, true); checked != 1) return checked;
+  Op op = range_op(Kind::kAdvise, address, size_bytes, advice);
+  const int result = carry_out(op);
+  for (const Op::Range& zero : op.zero) {
+    if (zero.end > zero.begin)
+      memset(reinterpret_cast<void*>(zero.begin), 0, zero.end - zero.begin);
+  }
+  if (result == 0 && (advice == kMadvPopulateRead || advice == kMadvPopulateRead + 1)) {
+    return static_cast<int>(sys::madvise(address, align_up(size_bytes, kOsPageBytes), advice));
+  }
+  return result;
+}
+
+int lock(std::uint64_t address, std::uint64_t size_bytes, int flags) {
+  const std::uint64_t begin = align_down(address, kOsPageBytes);
+  const std::uint64_t length = size_bytes + (address - begin);
+  if (const int checked = check_range(begin, length, true); checked != 1) return checked;
+  Op op = range_op(Kind::kLock, begin, length, flags);
+  return carry_out(op);
+}
+
+int unlock(std::uint64_t address, std::uint64_t size_bytes) {
+  const std::uint64_t begin = align_down(address, kOsPageBytes);
+  const std::uint64_t length = size_bytes + (address - begin);
+  if (const int checked = check_range(begin, length, true); checked != 1) return checked;
+  Op op = range_op(Kind::kUnlock, begin, length, 0);
+  return carry_out(op);
+}
+
+long map_fixed(std::uint64_t address, std::uint64_t size_bytes, int prot, int flags, int fd,
+               std::uint64_t offset) {
+  if (const int checked = check_range(address, size_bytes, false); checked != 1) return checked;
+  const bool is_noreplace = (flags & MAP_FIXED_NOREPLACE) == MAP_FIXED_NOREPLACE;
+  Op op = range_op(Kind::kClaim, address, size_bytes, is_noreplace ? 1 : 0);
+  for (;;) {
+    {
+      LockGuard guard(g_agent_lock);
+      const int result = ask_agent(op);
+      if (result != -EAGAIN || op.touch_bytes == 0) {
+        if (result != 0) return result;
+        // In the kernel's eyes all of the arena is taken.
+        return sys::mmap(address, size_bytes, prot, (flags & ~MAP_FIXED_NOREPLACE) | MAP_FIXED, fd,
+                         offset);
+      }
+    }
+    touch(op.touch, op.touch_bytes);
+  }
+}
+
+namespace {
+
+// All of the range is managed, writable and of one region: memory whose move may be a copy.
+bool is_plain_copy(std::uint64_t address, std::uint64_t size_bytes) {
+  const PageTag first = arena::tag(address);
+  if (first.kind != PageKind::kManaged || first.prot != (PROT_READ | PROT_WRITE)) return false;
+  for (std::uint64_t at = align_down(address, kPageBytes); at < address + size_bytes;
+       at += kPageBytes) {
+    if (arena::tag(at) != first) return false;
+  }
+  return !first.is_dont_fork;
+}
+
+long grow_by_copy(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes) {
+  void* fresh = new_bytes >= g_threshold_bytes ? allocate(new_bytes, false) : nullptr;
+  if (fresh == nullptr) {
+    const long at =
+        sys::mmap(0, new_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (sys::is_error(at)) return at;
+    fresh = reinterpret_cast<void*>(at);
+  }
+  memcpy(fresh, reinterpret_cast<const void*>(old_address), old_bytes);
+  unmap(old_address, old_bytes);
+  return static_cast<long>(reinterpret_cast<std::uintptr_t>(fresh));
+}
+
+}  // namespace
+
+long remap(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes, int flags,
+           std::uint64_t new_address) {
+  constexpr int kDontUnmap = 4;  // MREMAP_DONTUNMAP, 5.7
+  const bool is_fixed = (flags & MREMAP_FIXED) != 0, stays = (flags & kDontUnmap) != 0;
+  old_bytes = align_up(old_bytes, kOsPageBytes);
+  new_bytes = align_up(new_bytes, kOsPageBytes);
+  if (!is_aligned(old_address, kOsPageBytes) || new_bytes == 0 || old_bytes == 0 ||
+      (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | kDontUnmap)) != 0 ||
+      ((is_fixed || stays) && (flags & MREMAP_MAYMOVE) == 0) || (stays && old_bytes != new_bytes)) {
+    return -EINVAL;
+  }
+  const bool is_ours = touches_arena(old_address, old_bytes);
+  if (is_ours && (!in_arena(old_address) || !in_arena(old_address + old_bytes - 1))) return -EFAULT;
+  if (is_ours && !is_fixed && !stays) {
+    if (new_bytes < old_bytes) {
+      const int error = unmap(old_address + new_bytes, old_bytes - new_bytes);
+      if (error != 0) return error;
+    }
+    if (new_bytes <= old_bytes) return static_cast<long>(old_address);
+    if ((flags & MREMAP_MAYMOVE) == 0) return -ENOMEM;
+    if (is_plain_copy(old_address, old_bytes))
+      return grow_by_copy(old_address, old_bytes, new_bytes);
+  }
+  Op plain = range_op(Kind::kMakePlain, old_address, old_bytes, 0);
+  Op target = range_op(Kind::kClaim, new_address, new_bytes, 0);
+  const bool has_target = is_fixed && touches_arena(new_address, new_bytes);
+  if (has_target) {
+    if (const int checked = check_range(new_address, new_bytes, false); checked != 1)
+      return checked;
+    if (new_address < old_address + old_bytes && old_address < new_address + new_bytes)
+      return -EINVAL;
+  }
+  for (;;) {
+    const Op* blocked = nullptr;
+    {
+      LockGuard guard(g_agent_lock);
+      int result = is_ours ? ask_agent(plain) : 0;
+      if (result == -EAGAIN && plain.touch_bytes != 0) blocked = &plain;
+      if (result == 0 && has_target) {
+        result = ask_agent(target);
+        if (result == -EAGAIN && target.touch_bytes != 0) blocked = &target;
+      }
+      if (blocked == nullptr) {
+        if (result != 0) return result;
+        const long at = sys::mremap(old_address, old_bytes, new_bytes, flags, new_address);
+        if (!sys::is_error(at) && is_ours && !stays) {
+          Op moved = range_op(Kind::kMoved, old_address, old_bytes, 0);
+          ask_agent(moved);
+        }
+        return at;
+      }
+    }
+    touch(blocked->touch, blocked->touch_bytes);
+  }
+}
+
+}  // namespace kvmem::host

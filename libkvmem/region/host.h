@@ -1,0 +1,59 @@
+// Host regions, as engine threads see them: each call does what the kernel's call of the same name
+// would have done to the engine's memory, had kvmem not been there.
+//
+// Any thread. Results are 0, an address or -errno; nothing here sets errno. Calls may wait for the
+// daemon (bounded), or, where they must first bring a stored page back, for as long as a touch of
+// that page would have waited.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "region/arena.h"
+
+namespace kvmem::host {
+
+// The size at and above which an allocation is worth a region: g_settings.threshold_bytes when
+// intercepting, else never. Read on the path of every malloc().
+extern std::size_t g_threshold_bytes;
+
+// Once, before anything else: reads the environment (main's third argument).
+void install(char* const* environment);
+
+// A fresh zero-filled region, 2 MiB aligned, for malloc and friends (`is_heap`: release() frees
+// it) or for mmap. nullptr: kvmem cannot serve, pass through.
+void* allocate(std::size_t size_bytes, bool is_heap, const char* tag = nullptr);
+// A read-only region whose bytes are the file's, in place of mmap(nullptr, size_bytes, PROT_READ,
+// flags, fd, offset). nullptr: pass through. REQUIRES: offset is a multiple of 2 MiB.
+void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset);
+
+// REQUIRES of the following: touches_arena(address, size_bytes).
+
+// Frees what allocate(is_heap) returned. False: not such a pointer.
+bool release(void* p);
+// Bytes asked for, or 0 when `p` is no heap region.
+std::size_t size_of(const void* p);
+// Within the region's pages: changes the size in place. False: it does not fit.
+bool resize_in_place(void* p, std::size_t size_bytes);
+
+int unmap(std::uint64_t address, std::uint64_t size_bytes);
+int protect(std::uint64_t address, std::uint64_t size_bytes, int prot);
+int advise(std::uint64_t address, std::uint64_t size_bytes, int advice);
+int lock(std::uint64_t address, std::uint64_t size_bytes, int flags);  // mlock2's
+int unlock(std::uint64_t address, std::uint64_t size_bytes);
+// A MAP_FIXED mapping inside the arena. Address or -errno.
+long map_fixed(std::uint64_t address, std::uint64_t size_bytes, int prot, int flags, int fd,
+               std::uint64_t offset);
+// mremap where the old range or the fixed target is in the arena. Address or -errno.
+long remap(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes, int flags,
+           std::uint64_t new_address);
+
+// Around fork, in this order; see region/fork.cc.
+void fork_prepare();
+void fork_parent();
+void fork_child();
+// The child handler's allocations must not wait for a lock of the parent's allocator: called
+// before and after the child starts its agent.
+extern void (*g_child_allocator)(bool is_on);
+
+}  // namespace kvmem::host

@@ -1,0 +1,1157 @@
+#include "region/table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <new>
+
+#include "client/notice.h"
+#include "client/settings.h"
+#include "client/userfault.h"
+#include "region/host.h"
+
+namespace kvmem::table {
+
+namespace {
+
+using wire::PageState;
+
+constexpr std::uint64_t kRetryNs = 1'000'000'000;  // between attempts to find a daemon
+constexpr int kReadWrite = PROT_READ | PROT_WRITE;
+
+constinit Region* regions = nullptr;  // [1, kRegionsMax]
+constinit std::uint32_t region_high = 0;
+constinit std::uint32_t region_free = 0;
+constinit std::uint64_t retry_at_ns = 0;
+constinit std::uint64_t fork_token = 0;
+
+std::uint64_t bytes(std::uint64_t pages) { return pages << kPageShift; }
+std::uint32_t index_of(const Region& r) { return static_cast<std::uint32_t>(&r - regions); }
+std::uint64_t page_of(const Region& r, std::uint64_t address) {
+  return (address - r.begin) >> kPageShift;
+}
+
+Region* new_region() {
+  if (regions == nullptr) {
+    const long at = sys::mmap(0, (kRegionsMax + 1) * sizeof(Region), kReadWrite,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (sys::is_error(at)) return nullptr;
+    regions = reinterpret_cast<Region*>(at);
+  }
+  std::uint32_t index = region_free;
+  if (index != 0) {
+    region_free = regions[index].next_free;
+  } else if (region_high < kRegionsMax) {
+    index = ++region_high;
+  } else {
+    return nullptr;
+  }
+  return new (&regions[index]) Region;
+}
+
+void free_region(Region& r) {
+  r = Region{};
+  r.next_free = region_free;
+  region_free = index_of(r);
+}
+
+// REQUIRES: the region is attached.
+std::uint64_t residency_word(const Region& r, std::uint64_t page) {
+  const auto* words = reinterpret_cast<const wire::ResidencyWord*>(r.residency + 1);
+  return words[r.first_page + page].load(std::memory_order_acquire);
+}
+PageState state_of(const Region& r, std::uint64_t page) {
+  return wire::Residency::unpack(residency_word(r, page)).state;
+}
+// Never written: reads as zeroes. A forked child's fresh page may still equal its parent's.
+bool is_zero(wire::Residency entry) {
+  return entry.state == PageState::kFresh && (entry.flags & wire::Residency::kInherited) == 0;
+}
+bool is_in_memfd(wire::Residency entry) {
+  return entry.state == PageState::kResident || entry.state == PageState::kWriting;
+}
+
+void close_fd(int& fd) {
+  if (fd >= 0) sys::close(fd);
+  fd = -1;
+}
+
+// --- requests ---
+
+int ask_range(wire::Op what, const Region& r, std::uint64_t page, std::uint64_t pages,
+              wire::Advice advice = wire::Advice::kNormal) {
+  wire::Request request;
+  request.op = what;
+  request.region_id = r.id;
+  request.first_page = r.first_page + page;
+  request.page_count = pages;
+  request.address = r.begin;  // tells one mapping of a file from another
+  request.advice = advice;
+  wire::Reply reply;
+  return session().request(request, nullptr, 0, &reply, nullptr);
+}
+
+// Nothing of the region is managed any more: the daemon forgets it. Its reply means that it has
+// no operation on the range under way.
+void detach(Region& r) {
+  if (r.id != 0) {
+    wire::Request request;
+    request.op = wire::Op::kRegionDestroy;
+    request.region_id = r.id;
+    request.address = r.begin;
+    wire::Reply reply;
+    // Interrupted: the region is not resumed, which destroys it too.
+    (void)session().request(request, nullptr, 0, &reply, nullptr);
+  }
+  r.id = 0;
+  if (r.residency != nullptr) {
+    sys::munmap(reinterpret_cast<std::uintptr_t>(r.residency), r.residency_bytes);
+  }
+  r.residency = nullptr;
+  close_fd(r.memfd);
+  close_fd(r.residency_fd);
+  close_fd(r.file);
+}
+
+// --- spans of equal tags ---
+
+template <class Function>
+int for_spans(std::uint64_t begin, std::uint64_t end, Function function) {
+  std::uint64_t at = align_down(begin, kPageBytes);
+  while (at < end) {
+    const PageTag tag = arena::tag(at);
+    std::uint64_t pages = 1;
+    while (at + bytes(pages) < end && arena::tag(at + bytes(pages)) == tag) ++pages;
+    if (const int error = function(tag, at, pages); error != 0) return error;
+    at += bytes(pages);
+  }
+  return 0;
+}
+
+// [begin, end) covers all of the page that the engine may use.
+bool is_covered(const PageTag& tag, std::uint64_t page, std::uint64_t begin, std::uint64_t end) {
+  if (begin > page) return false;
+  std::uint64_t page_end = page + kPageBytes;
+  if (tag.region != 0) page_end = std::min(page_end, regions[tag.region].engine_end());
+  return end >= page_end;
+}
+
+void retag(Region& r, std::uint64_t address, std::uint64_t pages, PageKind kind) {
+  PageTag tag = arena::tag(address);
+  if (tag.kind == PageKind::kManaged && kind != PageKind::kManaged) r.managed_pages -= pages;
+  tag.kind = kind;
+  if (kind == PageKind::kFree) {
+    r.live_pages -= pages;
+    tag = {};
+  } else {
+    tag.region = index_of(r);
+  }
+  arena::set_tags(address, pages, tag);
+}
+
+// --- making a region ---
+
+// Maps the memfd over pages of the region that the engine owns and registers them. 0 or -errno.
+int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot) {
+  const bool is_origin = r.kind == wire::RegionKind::kOrigin;
+  const std::uint64_t address = r.begin + bytes(page);
+  // An origin region is mapped privately from a descriptor without write permission: the copy is
+  // shared with other engines, which must be safe from this one.
+  const long at = sys::mmap(address, bytes(pages), is_origin ? PROT_READ : kReadWrite,
+                            (is_origin ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE | MAP_FIXED,
+                            r.memfd, bytes(r.first_page + page));
+  if (sys::is_error(at)) return static_cast<int>(at);
+  // A child's mapping would carry no userfaultfd: an absent page would read as zeroes there, and
+  // writes would reach the parent.
+  long error = sys::madvise(address, bytes(pages), MADV_DONTFORK);
+  if (error == 0)
+    error = userfault_register(session().userfault(), address, bytes(pages), !is_origin);
+  if (error == 0 && prot != (is_origin ? PROT_READ : kReadWrite)) {
+    error = sys::mprotect(address, bytes(pages), prot);
+  }
+  return static_cast<int>(error);
+}
+
+// Takes memfd and table out of a reply. 0 or -errno; on error the region holds neither.
+int adopt(Region& r, const wire::Reply& reply, Descriptors& received) {
+  if (received.count < 2) return -EPROTO;
+  const std::uint64_t pages_needed = reply.first_page + r.page_count;
+  struct stat s;
+  if (reply.first_page > wire::kRegionPagesMax || reply.page_count < pages_needed ||
+      sys::call(SYS_fstat, received.fd[0].get(), sys::arg(&s)) != 0 ||
+      static_cast<std::uint64_t>(s.st_size) < bytes(pages_needed)) {
+    return -EPROTO;
+  }
+  const std::uint64_t table_bytes =
+      align_up(wire::residency_table_bytes(reply.page_count), kOsPageBytes);
+  if (sys::call(SYS_fstat, received.fd[1].get(), sys::arg(&s)) != 0 ||
+      static_cast<std::uint64_t>(s.st_size) < wire::residency_table_bytes(reply.page_count)) {
+    return -EPROTO;
+  }
+  const long at = sys::mmap(0, table_bytes, PROT_READ, MAP_SHARED, received.fd[1].get(), 0);
+  if (sys::is_error(at)) return static_cast<int>(at);
+  auto* header = reinterpret_cast<wire::ResidencyHeader*>(at);
+  if (header->magic != wire::ResidencyHeader::kMagic || header->page_shift != kPageShift) {
+    sys::munmap(static_cast<std::uint64_t>(at), table_bytes);
+    return -EPROTO;
+  }
+  sys::madvise(static_cast<std::uint64_t>(at), table_bytes, MADV_DONTFORK);
+  r.id = reply.region_id;
+  r.first_page = reply.first_page;
+  r.residency = header;
+  r.residency_bytes = table_bytes;
+  r.memfd = received.fd[0].release();
+  r.residency_fd = received.fd[1].release();
+  return 0;
+}
+
+int announce(const Region& r) {
+  wire::Request request;
+  request.op = wire::Op::kRegionMapped;
+  request.region_id = r.id;
+  request.address = r.begin;
+  request.first_page = r.first_page;
+  request.page_count = r.page_count;
+  wire::Reply reply;
+  return session().request(request, nullptr, 0, &reply, nullptr);
+}
+
+// The engine's file, in the agent's own descriptor table. Descriptor or -errno.
+int open_engine_file(const Op& op) {
+  char path[96] = "/proc/self/task/";
+  strcat(path, decimal(op.fd_tid).text);
+  strcat(path, "/fd/");
+  strcat(path, decimal(op.fd).text);
+  const long fd = sys::open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  if (fd < 0) return static_cast<int>(fd);
+  struct stat s;
+  if (sys::call(SYS_fstat, fd, sys::arg(&s)) != 0 || s.st_dev != op.device ||
+      s.st_ino != op.inode) {
+    sys::close(static_cast<int>(fd));
+    return -EBADF;
+  }
+  return static_cast<int>(fd);
+}
+
+int ensure_session() {
+  switch (session().state()) {
+    case Session::State::kOpen:
+      return 0;
+    case Session::State::kInterrupted:
+      notice("passing through: kvmemd is away; regions it already serves wait for it");
+      return -ENOTCONN;
+    case Session::State::kNone:
+      break;
+  }
+  const std::uint64_t now = sys::now_ns();
+  if (now < retry_at_ns) return -ENOTCONN;
+  const Status status = session().open();
+  if (status.ok()) return 0;
+  retry_at_ns = now + kRetryNs;
+  notice("passing through: ", g_settings.socket_path, ": ", status.what());
+  return -ENOTCONN;
+}
+
+int create(Op& op) {
+  if (const int error = ensure_session(); error != 0) return error;
+  const std::uint64_t pages = pages_for(op.size_bytes);
+  if (const int error = arena::create(); error != 0) {
+    notice(error == -EPERM ? "passing through: RLIMIT_AS (ulimit -v) leaves no room for addresses"
+                           : "passing through: no room for addresses");
+    return error;
+  }
+  const std::uint64_t address = arena::find(pages);
+  Region* r = address == 0 ? nullptr : new_region();
+  if (r == nullptr) {
+    notice("passing through: too many regions");
+    return -ENOMEM;
+  }
+  r->begin = address;
+  r->page_count = pages;
+  r->size_bytes = op.size_bytes;
+  r->is_heap = op.is_heap;
+  r->origin_offset = op.offset;
+  wire::Request request;
+  request.op = wire::Op::kRegionCreate;
+  request.size_bytes = op.size_bytes;
+  request.page_count = pages;
+  if (op.tag != nullptr) strncpy(request.tag, op.tag, sizeof request.tag - 1);
+  if (op.shadow != 0) {
+    r->kind = wire::RegionKind::kOrigin;
+    r->file = open_engine_file(op);
+    if (r->file < 0) {
+      const int error = r->file;
+      notice("passing through a file: its descriptor cannot be reopened through /proc");
+      free_region(*r);
+      return error;
+    }
+    request.kind = wire::RegionKind::kOrigin;
+    request.flags = wire::Request::kReadOnly;
+    request.origin_offset = op.offset;
+  }
+  wire::Reply reply;
+  Descriptors received;
+  int error = session().request(request, &r->file, r->file >= 0 ? 1 : 0, &reply, &received);
+  if (error != 0) {
+    reply.message[sizeof reply.message - 1] = 0;
+    notice("passing through ", decimal(static_cast<long long>(op.size_bytes >> 20)).text, " MiB: ",
+           error == -EPIPE         ? "kvmemd went away"
+           : reply.message[0] != 0 ? reply.message
+                                   : "kvmemd refused");
+    close_fd(r->file);
+    free_region(*r);
+    return error;
+  }
+  r->id = reply.region_id;
+  error = adopt(*r, reply, received);
+  if (error == 0) {
+    error = map_pages(*r, 0, pages, r->kind == wire::RegionKind::kOrigin ? PROT_READ : kReadWrite);
+    if (error == 0) error = announce(*r);
+    if (error != 0) arena::reserve(address, bytes(pages));
+  }
+  if (error != 0) {
+    notice("passing through: a region could not be mapped: errno ", decimal(-error).text);
+    detach(*r);
+    free_region(*r);
+    return error;
+  }
+  r->managed_pages = r->live_pages = pages;
+  r->shadow = op.shadow;
+  PageTag tag;
+  tag.kind = PageKind::kManaged;
+  tag.prot = static_cast<std::uint8_t>(op.shadow != 0 ? PROT_READ : kReadWrite);
+  tag.region = index_of(*r);
+  arena::set_tags(address, pages, tag);
+  op.address = address;
+  return 0;
+}
+
+// --- taking pages out of management ---
+
+// Threads that wait for a fault of the range find what is mapped there now.
+void wake(std::uint64_t address, std::uint64_t pages) {
+  userfault_wake(session().userfault(), address, bytes(pages));
+}
+
+void after_unmanaged(Region& r, std::uint64_t address, std::uint64_t pages, PageKind kind) {
+  wake(address, pages);
+  const std::uint64_t page = page_of(r, address);
+  if (pages == r.managed_pages) {
+    detach(r);
+  } else {
+    (void)ask_range(wire::Op::kDiscard, r, page, pages);
+  }
+  retag(r, address, pages, kind);
+}
+
+// The engine unmaps managed pages.
+void drop_managed(Region& r, std::uint64_t address, std::uint64_t pages) {
+  const std::uint64_t page = page_of(r, address);
+  // The daemon first: its reply means it has nothing under way there, so the addresses may be
+  // used again.
+  if (pages == r.managed_pages) {
+    detach(r);
+  } else {
+    (void)ask_range(wire::Op::kDiscard, r, page, pages);
+  }
+  arena::reserve(address, bytes(pages));
+  wake(address, pages);
+  if (r.shadow != 0) sys::munmap(r.shadow + bytes(page), bytes(pages));
+  retag(r, address, pages, PageKind::kFree);
+  if (r.live_pages == 0) free_region(r);
+}
+
+// Gives managed pages of a file back to a mapping of the file itself, atomically: the untouched
+// mapping that was made beside the region moves over it.
+int give_back(Region& r, std::uint64_t address, std::uint64_t pages, const PageTag& tag) {
+  const std::uint64_t from = r.shadow + bytes(page_of(r, address));
+  if (tag.prot != PROT_READ) {
+    if (const long e = sys::mprotect(from, bytes(pages), tag.prot); e != 0)
+      return static_cast<int>(e);
+  }
+  if (tag.is_dont_fork) sys::madvise(from, bytes(pages), MADV_DONTFORK);
+  const long at =
+      sys::mremap(from, bytes(pages), bytes(pages), MREMAP_MAYMOVE | MREMAP_FIXED, address);
+  if (sys::is_error(at)) return static_cast<int>(at);
+  after_unmanaged(r, address, pages, PageKind::kPlain);
+  return 0;
+}
+
+// Replaces managed pages by fresh private memory.
+int replace_by_zeroes(Region& r, std::uint64_t address, std::uint64_t pages, const PageTag& tag) {
+  const long at =
+      sys::mmap(address, bytes(pages), tag.prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  if (sys::is_error(at)) return static_cast<int>(at);
+  if (tag.is_dont_fork) sys::madvise(address, bytes(pages), MADV_DONTFORK);
+  after_unmanaged(r, address, pages, PageKind::kPlain);
+  return 0;
+}
+
+int begin_hold(const Region& r, std::uint64_t page, std::uint64_t pages, std::uint64_t* token) {
+  wire::Request request;
+  request.op = wire::Op::kForkBegin;
+  request.region_id = r.id;  // a daemon that can may hold this range alone
+  request.first_page = r.first_page + page;
+  request.page_count = pages;
+  wire::Reply reply;
+  const int error = session().request(request, nullptr, 0, &reply, nullptr);
+  *token = reply.fork_token;
+  return error;
+}
+
+void end_hold(std::uint64_t token, int child_pid) {
+  wire::Request request;
+  request.op = wire::Op::kForkEnd;
+  request.fork_token = token;
+  request.pid = child_pid;
+  wire::Reply reply;
+  (void)session().request(request, nullptr, 0, &reply, nullptr);
+}
+
+// Copies what the memfd holds of the pages; holes are zeroes. 0 or -errno.
+int copy_from_memfd(const Region& r, std::uint64_t page, std::uint64_t pages,
+                    std::uint64_t target) {
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    const std::uint64_t before = residency_word(r, page + i);
+    const wire::Residency entry = wire::Residency::unpack(before);
+    if (is_zero(entry)) continue;
+    if (!is_in_memfd(entry)) return -EAGAIN;
+    std::uint64_t done = 0;
+    while (done < kPageBytes) {
+      const long n =
+          sys::call(SYS_pread64, r.memfd, sys::arg(target + bytes(i) + done),
+                    sys::arg(kPageBytes - done), sys::arg(bytes(r.first_page + page + i) + done));
+      if (n == -EINTR) continue;
+      if (n <= 0) return n == 0 ? -EIO : static_cast<int>(n);
+      done += static_cast<std::uint64_t>(n);
+    }
+    // Demoted and brought back meanwhile: the generation tells.
+    const wire::Residency after = wire::Residency::unpack(residency_word(r, page + i));
+    if (!is_in_memfd(after) || after.generation != entry.generation) return -EAGAIN;
+  }
+  return 0;
+}
+
+// Replaces managed anonymous pages by a private copy, atomically and losing no write: the daemon
+// holds writers back while the memfd is read; they go on in the copy.
+int copy_out(Region& r, std::uint64_t address, std::uint64_t pages, const PageTag& tag, Op& op) {
+  const std::uint64_t page = page_of(r, address);
+  const long copy = sys::mmap(0, bytes(pages), kReadWrite, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (sys::is_error(copy)) return static_cast<int>(copy);
+  const std::uint64_t target = static_cast<std::uint64_t>(copy);
+  (void)ask_range(wire::Op::kAdvise, r, page, pages, wire::Advice::kPin);
+  std::uint64_t token = 0;
+  const bool is_held = begin_hold(r, page, pages, &token) == 0;
+  // Without a daemon that answers faults this holds writers as well.
+  if (!is_held) userfault_write_protect(session().userfault(), address, bytes(pages));
+  long error = copy_from_memfd(r, page, pages, target);
+  if (error == 0 && tag.prot != kReadWrite) error = sys::mprotect(target, bytes(pages), tag.prot);
+  if (error == 0 && tag.is_dont_fork) error = sys::madvise(target, bytes(pages), MADV_DONTFORK);
+  if (error == 0) {
+    const long at =
+        sys::mremap(target, bytes(pages), bytes(pages), MREMAP_MAYMOVE | MREMAP_FIXED, address);
+    if (sys::is_error(at)) error = at;
+  }
+  if (is_held) end_hold(token, -1);
+  if (error != 0) {
+    sys::munmap(target, bytes(pages));
+    if (error != -EAGAIN) return static_cast<int>(error);
+    // Some page is elsewhere. A thread of the engine must fetch it.
+    if ((tag.prot & PROT_READ) == 0) sys::mprotect(address, bytes(pages), PROT_READ);
+    op.touch = address;
+    op.touch_bytes = bytes(pages);
+    return -EAGAIN;
+  }
+  after_unmanaged(r, address, pages, PageKind::kPlain);
+  return 0;
+}
+
+int make_plain(std::uint64_t address, std::uint64_t pages, const PageTag& tag, Op& op) {
+  Region& r = regions[tag.region];
+  return r.kind == wire::RegionKind::kOrigin ? give_back(r, address, pages, tag)
+                                             : copy_out(r, address, pages, tag, op);
+}
+
+// Makes every managed page plain that [begin, end) touches without covering it.
+int make_edges_plain(std::uint64_t begin, std::uint64_t end, Op& op) {
+  const std::uint64_t pages[2] = {align_down(begin, kPageBytes), align_down(end - 1, kPageBytes)};
+  for (const std::uint64_t page : pages) {
+    const PageTag tag = arena::tag(page);
+    if (tag.kind != PageKind::kManaged || is_covered(tag, page, begin, end)) continue;
+    if (const int error = make_plain(page, 1, tag, op); error != 0) return error;
+  }
+  return 0;
+}
+
+// --- the engine's calls ---
+
+struct Bounds {
+  std::uint64_t begin, end;
+};
+// The part of a span within the range of a call.
+Bounds clip(std::uint64_t address, std::uint64_t pages, std::uint64_t begin, std::uint64_t end) {
+  return {std::max(address, begin), std::min(address + bytes(pages), end)};
+}
+
+void drop_plain(const PageTag& tag, std::uint64_t address, std::uint64_t pages, std::uint64_t begin,
+                std::uint64_t end) {
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    const std::uint64_t page = address + bytes(i);
+    if (!is_covered(tag, page, begin, end)) {
+      const Bounds part = clip(page, 1, begin, end);
+      arena::reserve(part.begin, part.end - part.begin);
+      continue;
+    }
+    arena::reserve(page, kPageBytes);
+    if (tag.region == 0) {
+      arena::set_tags(page, 1, {});
+      continue;
+    }
+    Region& r = regions[tag.region];
+    retag(r, page, 1, PageKind::kFree);
+    if (r.live_pages == 0) free_region(r);
+  }
+}
+
+int unmap(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  if (const int error = make_edges_plain(begin, end, op); error != 0) return error;
+  return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    const Bounds part = clip(at, pages, begin, end);
+    switch (tag.kind) {
+      case PageKind::kFree:
+        break;
+      case PageKind::kManaged:
+        drop_managed(regions[tag.region], at, pages);
+        break;
+      case PageKind::kPlain:
+        drop_plain(tag, at, pages, begin, end);
+        break;
+      case PageKind::kForeign:
+        sys::munmap(part.begin, part.end - part.begin);
+        break;
+    }
+    return 0;
+  });
+}
+
+int release(Op& op) {
+  const Region& r = *region_at(op.address);
+  const std::uint32_t index = index_of(r);
+  const std::uint64_t begin = r.begin, end = r.end();
+  // Pages that the engine unmapped before may be another region's by now.
+  return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (tag.region != index) return 0;
+    if (tag.kind == PageKind::kManaged) drop_managed(regions[index], at, pages);
+    if (tag.kind == PageKind::kPlain) drop_plain(tag, at, pages, at, at + bytes(pages));
+    return 0;
+  });
+}
+
+bool is_mapped_throughout(std::uint64_t begin, std::uint64_t end) {
+  return for_spans(begin, end, [](const PageTag& tag, std::uint64_t, std::uint64_t) {
+           return tag.kind == PageKind::kFree ? -ENOMEM : 0;
+         }) == 0;
+}
+
+int protect(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  const int prot = op.value;
+  if (!is_mapped_throughout(begin, end)) return -ENOMEM;
+  const bool is_simple = prot == PROT_NONE || prot == PROT_READ || prot == kReadWrite;
+  return for_spans(begin, end, [&](PageTag tag, std::uint64_t at, std::uint64_t pages) -> int {
+    const Bounds part = clip(at, pages, begin, end);
+    if (tag.kind == PageKind::kManaged) {
+      const Region& r = regions[tag.region];
+      if (tag.prot == prot) return 0;
+      // A file's copy is shared: a mapping that may be written is the file's own.
+      const bool stays = is_simple && !(r.kind == wire::RegionKind::kOrigin && (prot & PROT_WRITE));
+      for (std::uint64_t i = 0; i < pages; ++i) {
+        const std::uint64_t page = at + bytes(i);
+        if (stays && is_covered(tag, page, begin, end)) continue;
+        if (const int error = make_plain(page, stays ? 1 : pages - i, tag, op); error != 0)
+          return error;
+        if (!stays) break;
+      }
+      if (stays) {
+        // Whole pages of equal kind; the edges may have become plain just now.
+        return for_spans(
+            at, at + bytes(pages), [&](PageTag now, std::uint64_t a, std::uint64_t n) -> int {
+              if (now.kind == PageKind::kManaged) {
+                if (const long e = sys::mprotect(a, bytes(n), prot); e != 0)
+                  return static_cast<int>(e);
+                now.prot = static_cast<std::uint8_t>(prot);
+                arena::set_tags(a, n, now);
+                return 0;
+              }
+              const Bounds edge = clip(a, n, begin, end);
+              return static_cast<int>(sys::mprotect(edge.begin, edge.end - edge.begin, prot));
+            });
+      }
+    }
+    return static_cast<int>(sys::mprotect(part.begin, part.end - part.begin, prot));
+  });
+}
+
+// What an advice means for managed pages.
+enum class Meaning { kNothing, kZero, kMayZero, kHint, kDontFork, kDoFork, kKernel, kInvalid };
+
+struct Advised {
+  Meaning meaning;
+  wire::Advice hint = wire::Advice::kNormal;
+};
+
+// Newer than some headers.
+constexpr int kMadvCold = 20, kMadvPageout = 21, kMadvPopulateRead = 22, kMadvPopulateWrite = 23,
+              kMadvDontneedLocked = 24, kMadvCollapse = 25;
+
+Advised meaning_of(int advice) {
+  switch (advice) {
+    case MADV_DONTNEED:
+    case kMadvDontneedLocked:
+      return {Meaning::kZero};
+    case MADV_FREE:
+      return {Meaning::kMayZero};
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+      return {Meaning::kHint, wire::Advice::kNormal};
+    case MADV_SEQUENTIAL:
+      return {Meaning::kHint, wire::Advice::kSequential};
+    case MADV_WILLNEED:
+      return {Meaning::kHint, wire::Advice::kPrefetch};
+    case kMadvCold:
+    case kMadvPageout:
+      return {Meaning::kHint, wire::Advice::kCold};
+    case MADV_DONTFORK:
+      return {Meaning::kDontFork};
+    case MADV_DOFORK:
+      return {Meaning::kDoFork};
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_MERGEABLE:
+    case MADV_UNMERGEABLE:
+    case MADV_DONTDUMP:
+    case MADV_DODUMP:
+    case MADV_KEEPONFORK:
+    case kMadvCollapse:
+      return {Meaning::kNothing};
+    case kMadvPopulateRead:
+    case kMadvPopulateWrite:
+      return {Meaning::kKernel};
+    default:
+      return {Meaning::kInvalid};
+  }
+}
+
+// MADV_DONTNEED on pages of a span. Parts of pages are left to the caller to zero.
+int discard_span(const PageTag& tag, std::uint64_t at, std::uint64_t pages, Bounds part, Op& op) {
+  Region& r = regions[tag.region];
+  if (r.kind == wire::RegionKind::kOrigin) return 0;  // the same bytes come back
+  std::uint64_t whole_begin = at, whole_end = at + bytes(pages);
+  const bool may_leave = op.value == MADV_FREE;
+  for (const std::uint64_t page : {at, at + bytes(pages - 1)}) {
+    if (page < whole_begin || page >= whole_end || is_covered(tag, page, part.begin, part.end)) {
+      continue;
+    }
+    (page == at ? whole_begin : whole_end) = page == at ? page + kPageBytes : page;
+    if (may_leave || is_zero(wire::Residency::unpack(residency_word(r, page_of(r, page)))))
+      continue;
+    const Bounds edge = clip(page, 1, part.begin, part.end);
+    if ((tag.prot & PROT_WRITE) != 0) {
+      op.zero[op.zero[0].end == 0 ? 0 : 1] = {edge.begin, edge.end};
+      continue;
+    }
+    if (const int error = make_plain(page, 1, tag, op); error != 0) return error;
+    sys::madvise(edge.begin, edge.end - edge.begin, MADV_DONTNEED);
+  }
+  if (whole_begin >= whole_end) return 0;
+  const std::uint64_t whole_pages = (whole_end - whole_begin) >> kPageShift;
+  if (ask_range(wire::Op::kDiscard, r, page_of(r, whole_begin), whole_pages) == 0) return 0;
+  // No daemon to ask: ordinary memory is zero at once.
+  return replace_by_zeroes(r, whole_begin, whole_pages, tag);
+}
+
+int set_dont_fork(PageTag tag, std::uint64_t at, std::uint64_t pages, Bounds part, bool dont_fork,
+                  Op& op) {
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    const std::uint64_t page = at + bytes(i);
+    if (tag.is_dont_fork == dont_fork) continue;
+    if (is_covered(tag, page, part.begin, part.end)) {
+      tag.is_dont_fork = dont_fork;
+      arena::set_tags(page, 1, tag);
+      tag.is_dont_fork = !dont_fork;
+      continue;
+    }
+    if (const int error = make_plain(page, 1, tag, op); error != 0) return error;
+    const Bounds edge = clip(page, 1, part.begin, part.end);
+    sys::madvise(edge.begin, edge.end - edge.begin, op.value);
+  }
+  return 0;
+}
+
+int advise_managed(const PageTag& tag, std::uint64_t at, std::uint64_t pages, Bounds part, Op& op) {
+  const Region& r = regions[tag.region];
+  const Advised advised = meaning_of(op.value);
+  switch (advised.meaning) {
+    case Meaning::kNothing:
+      return 0;
+    case Meaning::kZero:
+    case Meaning::kMayZero:
+      if (op.value == MADV_FREE && r.kind == wire::RegionKind::kOrigin) return -EINVAL;
+      return discard_span(tag, at, pages, part, op);
+    case Meaning::kHint:
+      (void)ask_range(wire::Op::kAdvise, r, page_of(r, at), pages, advised.hint);
+      return 0;
+    case Meaning::kDontFork:
+    case Meaning::kDoFork:
+      return set_dont_fork(tag, at, pages, part, advised.meaning == Meaning::kDontFork, op);
+    case Meaning::kKernel:
+      return 0;  // the caller does it: it may wait for faults
+    case Meaning::kInvalid:
+      break;
+  }
+  // MADV_REMOVE would punch the shared memory that stands for the engine's private memory.
+  if (op.value == MADV_REMOVE) return r.kind == wire::RegionKind::kOrigin ? -EACCES : -EINVAL;
+  if (const int error = make_plain(at, pages, tag, op); error != 0) return error;
+  return static_cast<int>(sys::madvise(part.begin, part.end - part.begin, op.value));
+}
+
+int advise(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  bool has_hole = false;
+  const int error =
+      for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) -> int {
+        const Bounds part = clip(at, pages, begin, end);
+        if (tag.kind == PageKind::kManaged) return advise_managed(tag, at, pages, part, op);
+        if (tag.kind == PageKind::kFree) {
+          has_hole = true;
+          return 0;
+        }
+        if (meaning_of(op.value).meaning == Meaning::kKernel) return 0;
+        return static_cast<int>(sys::madvise(part.begin, part.end - part.begin, op.value));
+      });
+  return error != 0 ? error : has_hole ? -ENOMEM : 0;
+}
+
+int lock(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  const bool is_lock = op.kind == Op::Kind::kLock;
+  if (!is_mapped_throughout(begin, end)) return -ENOMEM;
+  return for_spans(
+      begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) -> int {
+        const Bounds part = clip(at, pages, begin, end);
+        if (tag.kind != PageKind::kManaged) {
+          const long length = static_cast<long>(part.end - part.begin);
+          return static_cast<int>(
+              is_lock ? sys::call(SYS_mlock2, sys::arg(part.begin), length, op.value)
+                      : sys::call(SYS_munlock, sys::arg(part.begin), length));
+        }
+        const Region& r = regions[tag.region];
+        if (is_lock) {
+          return ask_range(wire::Op::kAdvise, r, page_of(r, at), pages, wire::Advice::kPin) == 0
+                     ? 0
+                     : -ENOMEM;
+        }
+        // A page of which a part stays locked stays pinned.
+        std::uint64_t first = at, last = at + bytes(pages);
+        if (!is_covered(tag, first, begin, end)) first += kPageBytes;
+        if (last > first && !is_covered(tag, last - kPageBytes, begin, end)) last -= kPageBytes;
+        if (last > first) {
+          (void)ask_range(wire::Op::kAdvise, r, page_of(r, first), (last - first) >> kPageShift,
+                          wire::Advice::kUnpin);
+        }
+        return 0;
+      });
+}
+
+int make_range_plain(Op& op) {
+  return for_spans(op.address, op.address + op.size_bytes,
+                   [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+                     return tag.kind == PageKind::kManaged ? make_plain(at, pages, tag, op) : 0;
+                   });
+}
+
+// Readies a range for a fixed mapping, which the caller makes. op.value: MAP_FIXED_NOREPLACE.
+int claim(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  if (op.value != 0) {
+    const int taken = for_spans(begin, end, [](const PageTag& tag, std::uint64_t, std::uint64_t) {
+      return tag.kind == PageKind::kFree ? 0 : -EEXIST;
+    });
+    if (taken != 0) return taken;
+  }
+  if (const int error = make_edges_plain(begin, end, op); error != 0) return error;
+  return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (tag.kind == PageKind::kManaged) drop_managed(regions[tag.region], at, pages);
+    if (tag.kind == PageKind::kManaged || tag.kind == PageKind::kFree) {
+      arena::set_tags(at, pages, {PageKind::kPlain, 0, false, 0});
+    }
+    return 0;
+  });
+}
+
+// The kernel moved the range's mapping away.
+int moved(Op& op) {
+  const std::uint64_t begin = op.address, end = begin + op.size_bytes;
+  arena::reserve_hole(begin, end - begin);
+  return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (tag.kind == PageKind::kPlain) drop_plain(tag, at, pages, begin, end);
+    return 0;
+  });
+}
+
+// --- fork ---
+
+template <class Function>
+void for_managed(const Region& r, Function function) {
+  const std::uint32_t index = index_of(r);
+  if (r.managed_pages == 0) return;
+  (void)for_spans(r.begin, r.end(), [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (tag.kind == PageKind::kManaged && tag.region == index) function(tag, at, pages);
+    return 0;
+  });
+}
+
+bool is_cloned_by_fork(const Region& r) {
+  bool is = false;
+  if (r.kind == wire::RegionKind::kAnonymous) {
+    for_managed(r,
+                [&](const PageTag& tag, std::uint64_t, std::uint64_t) { is |= !tag.is_dont_fork; });
+  }
+  return is;
+}
+
+int fork_begin(Op& op) {
+  bool is_needed = false;
+  for (std::uint32_t i = 1; i <= region_high && !is_needed; ++i) {
+    is_needed = is_cloned_by_fork(regions[i]);
+  }
+  op.token = 0;
+  if (is_needed) {
+    wire::Request request;
+    request.op = wire::Op::kForkBegin;
+    wire::Reply reply;
+    const int error = session().request(request, nullptr, 0, &reply, nullptr);
+    // The caller waits for a daemon that is away, up to a point (op.value).
+    if (error == -EPIPE && op.value == 0) return -ENOTCONN;
+    if (error != 0) {
+      detail("kvmemd cannot clone regions: errno ", decimal(-error).text);
+    } else {
+      op.token = reply.fork_token;
+    }
+  }
+  fork_token = op.token;
+  set_calls_only(true);
+  return 0;
+}
+
+int fork_end() {
+  set_calls_only(false);
+  if (fork_token != 0) end_hold(fork_token, 0);
+  fork_token = 0;
+  return 0;
+}
+
+void lose_in_child(Region& r) {
+  for_managed(r, [&](const PageTag&, std::uint64_t at, std::uint64_t pages) {
+    arena::reserve(at, bytes(pages));
+    retag(r, at, pages, PageKind::kPlain);
+  });
+  r.id = 0;
+}
+
+int claim_clone(Region& r) {
+  wire::Request request;
+  request.op = wire::Op::kForkClaim;
+  request.fork_token = fork_token;
+  request.region_id = r.id;
+  wire::Reply reply;
+  Descriptors received;
+  int error = session().request(request, nullptr, 0, &reply, &received);
+  if (error != 0) return error;
+  r.id = reply.region_id;
+  error = adopt(r, reply, received);
+  for_managed(r, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (error == 0) error = map_pages(r, page_of(r, at), pages, tag.prot);
+  });
+  if (error == 0) error = announce(r);
+  if (error != 0) detach(r);
+  return error;
+}
+
+int claim_in_child() {
+  const Status opened = session().open();
+  bool is_whole = opened.ok();
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    Region& r = regions[i];
+    if (r.managed_pages == 0) continue;
+    if (opened.ok() && claim_clone(r) == 0) continue;
+    lose_in_child(r);
+    is_whole = false;
+  }
+  return is_whole ? 0 : -ENOTCONN;
+}
+
+// --- the daemon's commands and its return ---
+
+int on_command(const wire::AgentCommand& command) {
+  for (std::uint32_t i = 0; i < command.run_count; ++i) {
+    const std::uint64_t begin = command.runs[i].address;
+    const std::uint64_t size_bytes = command.runs[i].size_bytes;
+    if (!is_aligned(begin | size_bytes, kPageBytes) || size_bytes > bytes(wire::kRegionPagesMax) ||
+        !in_arena(begin) || size_bytes == 0 || !in_arena(begin + size_bytes - 1)) {
+      return -EINVAL;
+    }
+    (void)for_spans(
+        begin, begin + size_bytes, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+          // The command may be older than what the engine has there now: only pages that are still
+          // a region's, and poisoned only when the table says so.
+          if (tag.kind != PageKind::kManaged) return 0;
+          if (command.op == wire::AgentOp::kDropMapping) {
+            sys::madvise(at, bytes(pages), MADV_DONTNEED);
+            return 0;
+          }
+          if (command.op != wire::AgentOp::kPoison) return 0;
+          Region& r = regions[tag.region];
+          for (std::uint64_t p = 0; p < pages; ++p) {
+            const std::uint64_t page = at + bytes(p);
+            if (state_of(r, page_of(r, page)) != PageState::kLost) continue;
+            // A mapping beyond the end of its file: access raises SIGBUS.
+            const long empty =
+                sys::call(SYS_memfd_create, sys::arg("kvmem-lost"), 1 /* MFD_CLOEXEC */);
+            const long mapped = empty < 0
+                                    ? empty
+                                    : sys::mmap(page, kPageBytes, kReadWrite,
+                                                MAP_SHARED | MAP_FIXED, static_cast<int>(empty), 0);
+            if (sys::is_error(mapped)) arena::reserve(page, kPageBytes);
+            if (empty >= 0) sys::close(static_cast<int>(empty));
+            after_unmanaged(r, page, 1, PageKind::kPlain);
+          }
+          return 0;
+        });
+  }
+  return 0;
+}
+
+bool needs_session() {
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    if (regions[i].managed_pages != 0) return true;
+  }
+  return false;
+}
+
+// The region can no longer be served: keeps every byte that is still within reach.
+void abandon(Region& r) {
+  for_managed(r, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    for (std::uint64_t p = 0; p < pages; ++p) {
+      const std::uint64_t page = at + bytes(p);
+      Op op{};
+      // In single pages, so that the rest survives where one does not.
+      int error = make_plain(page, 1, tag, op);
+      if (error == 0) continue;
+      notice("a page was lost with kvmemd; access raises SIGSEGV");
+      arena::reserve(page, kPageBytes);
+      after_unmanaged(r, page, 1, PageKind::kPlain);
+    }
+  });
+}
+
+int on_resumed() {
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    Region& r = regions[i];
+    if (r.managed_pages == 0) continue;
+    wire::Request request;
+    request.op = wire::Op::kRegionResume;
+    request.region_id = r.id;
+    request.kind = r.kind;
+    request.address = r.begin;
+    request.first_page = r.first_page;
+    request.page_count = r.page_count;
+    request.size_bytes = r.size_bytes;
+    request.origin_offset = r.origin_offset;
+    if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
+    const int fds[] = {r.memfd, r.residency_fd, r.file};
+    wire::Reply reply;
+    const int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
+    if (error == -EPIPE) return -EPIPE;
+    if (error != 0) {
+      notice("kvmemd did not take a region back: ", reply.message);
+      r.id = 0;
+      abandon(r);
+      continue;
+    }
+    // What the engine took out of management meanwhile.
+    const std::uint32_t index = i;
+    (void)for_spans(r.begin, r.end(),
+                    [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+                      if (tag.kind != PageKind::kManaged || tag.region != index) {
+                        (void)ask_range(wire::Op::kDiscard, r, page_of(r, at), pages);
+                      }
+                      return 0;
+                    });
+    if (session().state() != Session::State::kOpen) return -EPIPE;
+  }
+  return 0;
+}
+
+void on_refused(const Status& why) {
+  notice("kvmemd did not take this process back: ", why.what());
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    if (regions[i].managed_pages == 0) continue;
+    regions[i].id = 0;
+    abandon(regions[i]);
+  }
+}
+
+// --- what the C API asks ---
+
+int advise_daemon(const Op& op) {
+  int result = 0;
+  (void)for_spans(op.address, op.address + op.size_bytes,
+                  [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+                    if (tag.kind != PageKind::kManaged) return 0;
+                    const Region& r = regions[tag.region];
+                    const int error = ask_range(wire::Op::kAdvise, r, page_of(r, at), pages,
+                                                static_cast<wire::Advice>(op.value));
+                    if (error != 0 && result == 0) result = error == -EPIPE ? -ENOTCONN : error;
+                    return 0;
+                  });
+  return result;
+}
+
+int count(const Op& op) {
+  Counts& counts = *static_cast<Counts*>(op.output);
+  counts = {};
+  counts.is_connected = session().state() == Session::State::kOpen;
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    const Region& r = regions[i];
+    if (r.live_pages == 0) continue;
+    ++counts.regions;
+    counts.managed_bytes += bytes(r.managed_pages);
+    counts.plain_bytes += bytes(r.live_pages - r.managed_pages);
+    for_managed(r, [&](const PageTag&, std::uint64_t at, std::uint64_t pages) {
+      for (std::uint64_t p = 0; p < pages; ++p) {
+        ++counts.pages[static_cast<unsigned>(state_of(r, page_of(r, at) + p)) & 15];
+      }
+    });
+  }
+  return 0;
+}
+
+int residency(const Op& op) {
+  auto* vector = static_cast<unsigned char*>(op.output);
+  return for_spans(op.address, op.address + op.size_bytes,
+                   [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+                     for (std::uint64_t p = 0; p < pages; ++p) {
+                       if (tag.kind == PageKind::kFree) return -ENOMEM;
+                       const Region& r = regions[tag.region];
+                       *vector++ = tag.kind == PageKind::kManaged
+                                       ? static_cast<unsigned char>(state_of(r, page_of(r, at) + p))
+                                       : 255;
+                     }
+                     return 0;
+                   });
+}
+
+}  // namespace
+
+Region* region_at(std::uint64_t address) {
+  const PageTag tag = arena::tag(address);
+  if (tag.region == 0 || tag.kind == PageKind::kFree) return nullptr;
+  return &regions[tag.region];
+}
+
+int serve(void* context) {
+  Op& op = *static_cast<Op*>(context);
+  op.touch_bytes = 0;
+  op.zero[0] = op.zero[1] = {};
+  switch (op.kind) {
+    case Op::Kind::kCreate:
+      return create(op);
+    case Op::Kind::kRelease:
+      return release(op);
+    case Op::Kind::kUnmap:
+      return unmap(op);
+    case Op::Kind::kProtect:
+      return protect(op);
+    case Op::Kind::kAdvise:
+      return advise(op);
+    case Op::Kind::kLock:
+    case Op::Kind::kUnlock:
+      return lock(op);
+    case Op::Kind::kMakePlain:
+      return make_range_plain(op);
+    case Op::Kind::kClaim:
+      return claim(op);
+    case Op::Kind::kMoved:
+      return moved(op);
+    case Op::Kind::kForkBegin:
+      return fork_begin(op);
+    case Op::Kind::kForkEnd:
+      return fork_end();
+    case Op::Kind::kForkChild:
+      return claim_in_child();
+    case Op::Kind::kAdviseDaemon:
+      return advise_daemon(op);
+    case Op::Kind::kStats:
+      return count(op);
+    case Op::Kind::kResidency:
+      return residency(op);
+  }
+  return -ENOSYS;
+}
+
+bool enter_child(bool close_descriptors) {
+  bool is_claim_needed = false;
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    Region& r = regions[i];
+    if (r.live_pages == 0) continue;
+    if (close_descriptors) {
+      close_fd(r.memfd);
+      close_fd(r.residency_fd);
+      close_fd(r.file);
+    }
+    r.memfd = r.residency_fd = r.file = -1;
+    r.residency = nullptr;  // not inherited: MADV_DONTFORK
+    const bool is_origin = r.kind == wire::RegionKind::kOrigin;
+    const std::uint64_t begin = r.begin, end = r.end();
+    (void)for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+      if (tag.region != i) return 0;
+      if (tag.is_dont_fork) {  // not inherited without kvmem either
+        arena::reserve(at, bytes(pages));
+        retag(r, at, pages, PageKind::kFree);
+        return 0;
+      }
+      if (tag.kind != PageKind::kManaged) return 0;
+      if (!is_origin) {
+        is_claim_needed = true;
+        return 0;
+      }
+      const std::uint64_t from = r.shadow + bytes(page_of(r, at));
+      if (tag.prot != PROT_READ) sys::mprotect(from, bytes(pages), tag.prot);
+      const long moved_to =
+          sys::mremap(from, bytes(pages), bytes(pages), MREMAP_MAYMOVE | MREMAP_FIXED, at);
+      if (sys::is_error(moved_to)) arena::reserve(at, bytes(pages));
+      retag(r, at, pages, PageKind::kPlain);
+      return 0;
+    });
+    if (is_origin) r.id = 0;
+    if (r.live_pages == 0) free_region(r);
+  }
+  retry_at_ns = 0;
+  return is_claim_needed;
+}
+
+void give_up_in_child() {
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    if (regions[i].managed_pages != 0) lose_in_child(regions[i]);
+  }
+}
+
+void install() { set_agent_handlers({on_command, needs_session, on_resumed, on_refused}); }
+
+}  // namespace kvmem::table
