@@ -17,7 +17,7 @@ usage: examples/quickstart.sh [options]
   --gguf FILE         a model of your own (default: random weights, made here)
   --arch dense|moe    of the random model (default dense)
   --size SIZE         of the random model (default 1200M)
-  --tokens N          to generate (default 32)
+  --tokens N          to generate (default 24)
   --ctx N             context length (default 4096)
   --dram-percent P    of weights + KV cache that kvmem may keep in DRAM (default 40)
   --threads N         of the engine (default 2)
@@ -25,7 +25,7 @@ usage: examples/quickstart.sh [options]
 EOF
 }
 
-gguf='' arch=dense size=1200M tokens=32 ctx=4096 percent=40 threads=2 install=yes
+gguf='' arch=dense size=1200M tokens=24 ctx=4096 percent=40 threads=2 install=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --gguf) gguf=$(readlink -e "$2") || { echo "quickstart: no such file: $2" >&2; exit 2; }; shift 2 ;;
@@ -123,7 +123,8 @@ build || { tail -20 "$cache/build.log" >&2; die "the build failed; see $cache/bu
 step "the engine"
 python=$(run "$examples/venv.sh")
 work=$(mktemp -d)
-"$python" -c 'from importlib.metadata import version as v; print("xllamacpp", v("xllamacpp"), "from the package index, unmodified")'
+"$python" -c 'from importlib.metadata import version
+print("xllamacpp", version("xllamacpp"), "from the package index, unmodified")'
 
 step "the model"
 if [ -z "$gguf" ]; then

@@ -13,12 +13,19 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem
 tokens=24 ctx=2048 size=220M
 page=$((2 << 20))
 
-[ -x "$KVMEM_BUILD/bin/kvmemctl" ] || { echo "engine_identity: no kvmemctl in $KVMEM_BUILD/bin" >&2; exit 1; }
-python=$("$root/examples/venv.sh") || { echo "engine_identity: skipped, no engine package here"; exit 77; }
+if ! [ -x "$KVMEM_BUILD/bin/kvmemctl" ]; then
+  echo "engine_identity: no kvmemctl in $KVMEM_BUILD/bin" >&2
+  exit 1
+fi
+if ! python=$("$root/examples/venv.sh"); then
+  echo "engine_identity: skipped, no engine package here"
+  exit 77
+fi
 
 work=$(mktemp -d)
 store=$cache/identity-$$.store
 child=''
+# shellcheck disable=SC2317  # called by the trap
 cleanup() {
   local code=$?
   trap - EXIT INT TERM HUP
@@ -34,7 +41,8 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 measure() { # MODE MODEL OUTPUT ARGS...
-  "$python" "$root/examples/measure.py" "$1" "$2" --output "$3" --n-predict $tokens --n-ctx $ctx "${@:4}" &
+  "$python" "$root/examples/measure.py" "$1" "$2" --output "$3" --n-predict $tokens \
+    --n-ctx $ctx "${@:4}" &
   child=$!
   local code=0
   wait "$child" || code=$?
