@@ -179,7 +179,11 @@ int main_with(std::vector<std::string> arguments) {
 
   CLI::App* const run_command =
       app.add_subcommand("run", "run an engine with kvmem: run [options] -- ENGINE ARGS...");
+  // Whatever follows the engine's name is its own, so nothing falls through to the options above.
   run_command->prefix_command();
+  run_command->fallthrough(false);
+  run_command->add_option("--socket", globals.socket,
+                          "the daemon to use, or where a private one listens");
   run_command->add_option("--dram", run_options.dram,
                           "DRAM for the engine: a size or a share of memory (\"12GiB\", \"60%\")");
   run_command->add_option("--store", run_options.store,
