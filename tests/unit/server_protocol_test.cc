@@ -1,0 +1,362 @@
+// The server against clients that are well-behaved, confused and hostile, over a real socket.
+
+#include <gtest/gtest.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+
+#include "os/socket.h"
+#include "server/server.h"
+#include "tests/unit/fake_engine.h"
+
+namespace kvmem {
+namespace {
+
+using nlohmann::json;
+using wire::Op;
+using wire::Reply;
+using wire::Request;
+
+struct Answer {
+  Reply reply;
+  std::vector<UniqueFd> fds;
+};
+
+// A client's end: blocking, one request at a time.
+class Client {
+ public:
+  explicit Client(const std::string& path)
+      : fd_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
+    connected_ = ::connect(fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+    timeval limit{20, 0};
+    ::setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  }
+  bool connected() const { return connected_; }
+  int fd() const { return fd_.get(); }
+  void close() { fd_.reset(); }
+
+  bool send_raw(const void* bytes, std::size_t size, std::vector<int> fds = {}) {
+    return os::send(fd_.get(), std::span(static_cast<const std::byte*>(bytes), size), fds).ok();
+  }
+  // error -ECONNRESET: the server hung up.
+  Answer ask(const Request& request, std::vector<int> fds = {}) {
+    Answer answer;
+    if (!send_raw(&request, sizeof request, std::move(fds)) || !read_reply(answer))
+      answer.reply.error = -ECONNRESET;
+    return answer;
+  }
+  bool read_reply(Answer& answer) {
+    char control[CMSG_SPACE(sizeof(int) * 4)];
+    iovec part{&answer.reply, sizeof answer.reply};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    if (::recvmsg(fd_.get(), &message, MSG_CMSG_CLOEXEC) !=
+        static_cast<ssize_t>(sizeof answer.reply))
+      return false;
+    for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+      for (std::size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+        answer.fds.emplace_back(fd);
+      }
+    }
+    return true;
+  }
+
+ private:
+  UniqueFd fd_;
+  bool connected_ = false;
+};
+
+UniqueFd make_userfault() {
+  UniqueFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM |
+                 UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
+                 UFFD_FEATURE_MINOR_HUGETLBFS;
+  if (!fd || ::ioctl(fd.get(), UFFDIO_API, &api) != 0) return {};
+  return fd;
+}
+
+class ServerProtocol : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ =
+        std::filesystem::temp_directory_path() / ("kvmem-server-" + std::to_string(::getpid()));
+    std::filesystem::create_directories(directory_);
+    socket_path_ = directory_ / "sock";
+    userfault_ = make_userfault();
+    if (!userfault_) GTEST_SKIP() << "userfaultfd is not permitted here";
+    start();
+  }
+  void TearDown() override {
+    stop();
+    std::filesystem::remove_all(directory_);
+  }
+
+  // The daemon's thread: loop and server live and die on it.
+  void start() {
+    stop_.store(false);
+    std::atomic<bool> ready{false};
+    thread_ = std::thread([this, &ready] {
+      loop::LoopOptions options;
+      options.dram_pages = 16;
+      options.store_path = directory_ / "store";
+      options.store_bytes = 256 << 20;
+      auto loop = loop::Loop::create(options);
+      if (!loop.ok()) std::abort();
+      config::Config config;
+      config.quota.sessions_max = 8;
+      config.quota.regions_max = 16;
+      auto listener = os::listen_at(socket_path_, 0600);
+      if (!listener.ok()) std::abort();
+      {
+        server::Server server(**loop, *std::move(listener), directory_, config);
+        if (!server.start().ok()) std::abort();
+        os::Timer tick;
+        struct Tick {
+          os::Timer* timer;
+          os::Ring* ring;
+          static void fired(void* self) {
+            auto* t = static_cast<Tick*>(self);
+            t->timer->start(*t->ring, 20'000'000, t, &fired);
+          }
+        } state{&tick, &(*loop)->ring()};
+        tick.start((*loop)->ring(), 20'000'000, &state, &Tick::fired);
+        ready.store(true);
+        while (!stop_.load()) {
+          if (!(*loop)->run_once().ok()) std::abort();
+        }
+        tick.stop();
+        while (tick.busy()) (void)(*loop)->run_once();
+        server.stop();
+      }
+      loop->reset();
+    });
+    while (!ready.load()) std::this_thread::yield();
+  }
+  void stop() {
+    if (!thread_.joinable()) return;
+    stop_.store(true);
+    thread_.join();
+    ::unlink(socket_path_.c_str());
+  }
+
+  struct Engine {
+    Client client;
+    UniqueFd agent;
+    UniqueFd lease;
+    std::uint64_t session_id = 0;
+    explicit Engine(const std::string& path) : client(path) {}
+  };
+  std::unique_ptr<Engine> open_session(int userfault) {
+    auto engine = std::make_unique<Engine>(socket_path_);
+    Request hello;
+    hello.op = Op::kHello;
+    std::strcpy(hello.tag, "test");
+    Answer welcome = engine->client.ask(hello);
+    EXPECT_EQ(welcome.reply.error, 0) << welcome.reply.message;
+    EXPECT_FALSE(welcome.fds.empty());
+    if (!welcome.fds.empty()) engine->lease = std::move(welcome.fds.back());
+    engine->session_id = welcome.reply.session_id;
+    int pair[2];
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+    engine->agent = UniqueFd(pair[0]);
+    UniqueFd theirs(pair[1]);
+    Request arm;
+    arm.op = Op::kArm;
+    EXPECT_EQ(engine->client.ask(arm, {userfault, theirs.get()}).reply.error, 0);
+    return engine;
+  }
+
+  json status() {
+    Client client(socket_path_);
+    Request request;
+    request.op = Op::kControl;
+    Answer answer = client.ask(request);
+    if (answer.reply.error != 0 || answer.fds.size() != 1) return {};
+    std::string text(answer.reply.size_bytes, ' ');
+    EXPECT_EQ(::pread(answer.fds[0].get(), text.data(), text.size(), 0),
+              static_cast<ssize_t>(text.size()));
+    return json::parse(text);
+  }
+
+  std::filesystem::path directory_;
+  std::string socket_path_;
+  UniqueFd userfault_;
+  std::thread thread_;
+  std::atomic<bool> stop_{false};
+};
+
+TEST_F(ServerProtocol, ARegionIsCreatedServedAndGivenBack) {
+  auto engine = open_session(userfault_.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.size_bytes = 40 * kPageBytes - 5;
+  Answer created = engine->client.ask(create);
+  ASSERT_EQ(created.reply.error, 0) << created.reply.message;
+  ASSERT_EQ(created.fds.size(), 2U);
+  EXPECT_EQ(created.reply.page_count, 40U);
+  const std::size_t size = 40 * kPageBytes;
+  void* reserve = ::mmap(nullptr, size + kPageBytes, PROT_NONE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  auto* at = reinterpret_cast<std::uint8_t*>(
+      align_up(reinterpret_cast<std::uint64_t>(reserve), kPageBytes));
+  ASSERT_NE(::mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+                   created.fds[0].get(), 0),
+            MAP_FAILED);
+  uffdio_register argument{};
+  argument.range = {reinterpret_cast<std::uint64_t>(at), size};
+  argument.mode =
+      UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
+  ASSERT_EQ(::ioctl(userfault_.get(), UFFDIO_REGISTER, &argument), 0);
+  Request mapped;
+  mapped.op = Op::kRegionMapped;
+  mapped.region_id = created.reply.region_id;
+  mapped.address = reinterpret_cast<std::uint64_t>(at);
+  ASSERT_EQ(engine->client.ask(mapped).reply.error, 0);
+  for (unsigned round = 1; round < 3; ++round) {
+    for (std::size_t page = 0; page < 40; ++page)
+      at[page * kPageBytes + 77] = static_cast<std::uint8_t>(page * round);
+    for (std::size_t page = 0; page < 40; ++page) {
+      ASSERT_EQ(at[page * kPageBytes + 77], static_cast<std::uint8_t>(page * round));
+    }
+  }
+  const json before = status();
+  EXPECT_EQ(before["regions"].size(), 1U);
+  EXPECT_LE(before["tiers"][0]["used_bytes"].get<std::uint64_t>(), 16 * kPageBytes);
+  Request destroy;
+  destroy.op = Op::kRegionDestroy;
+  destroy.region_id = created.reply.region_id;
+  ::munmap(at, size);
+  EXPECT_EQ(engine->client.ask(destroy).reply.error, 0);
+  json after = status();
+  for (int i = 0; i < 1000 && after["tiers"][0]["used_bytes"] != 0; ++i) after = status();
+  EXPECT_EQ(after["tiers"][0]["used_bytes"], 0);
+  EXPECT_EQ(after["tiers"][1]["used_bytes"], 0);
+}
+
+TEST_F(ServerProtocol, AnEngineThatDiesGivesEverythingBack) {
+  auto engine = open_session(userfault_.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.size_bytes = 8 * kPageBytes;
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(engine->client.ask(create).reply.error, 0);
+  EXPECT_EQ(status()["regions"].size(), 3U);
+  engine.reset();
+  json after = status();
+  for (int i = 0; i < 1000 && !after["regions"].empty(); ++i) after = status();
+  EXPECT_TRUE(after["regions"].empty());
+  EXPECT_TRUE(after["engines"].empty());
+  EXPECT_TRUE(std::filesystem::is_empty(directory_ / "leases"));
+}
+
+TEST_F(ServerProtocol, NoOneResumesASessionWithoutItsLease) {
+  auto engine = open_session(userfault_.get());
+  const std::uint64_t id = engine->session_id;
+  Client thief(socket_path_);
+  Request hello;
+  hello.op = Op::kHello;
+  hello.flags = Request::kResume;
+  hello.session_id = id;
+  EXPECT_EQ(thief.ask(hello).reply.error, -ESTALE);
+  UniqueFd other(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(thief.ask(hello, {other.get()}).reply.error, -ESTALE);
+  // The lease itself does not help while the session is connected.
+  EXPECT_EQ(thief.ask(hello, {engine->lease.get()}).reply.error, -EBUSY);
+}
+
+TEST_F(ServerProtocol, QuotasRefuseWithAWordOnTheRemedy) {
+  auto engine = open_session(userfault_.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.size_bytes = kPageBytes;
+  for (int i = 0; i < 16; ++i) ASSERT_EQ(engine->client.ask(create).reply.error, 0);
+  const Answer refused = engine->client.ask(create);
+  EXPECT_EQ(refused.reply.error, -EDQUOT);
+  EXPECT_NE(std::strstr(refused.reply.message, "quota.regions_max"), nullptr);
+  std::vector<std::unique_ptr<Client>> more;
+  int last = 0;
+  for (int i = 0; i < 8; ++i) {
+    more.push_back(std::make_unique<Client>(socket_path_));
+    Request hello;
+    hello.op = Op::kHello;
+    last = more.back()->ask(hello).reply.error;
+  }
+  EXPECT_NE(last, 0);
+}
+
+TEST_F(ServerProtocol, HostileClientsAreRefusedAndTheServerGoesOn) {
+  constexpr unsigned kSeed = 20261;
+  std::printf("seed %u\n", kSeed);
+  std::mt19937_64 random(kSeed);
+  UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  UniqueFd memfd(::memfd_create("hostile", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  for (int round = 0; round < 150; ++round) {
+    std::unique_ptr<Engine> engine;
+    Client raw(socket_path_);
+    UniqueFd own_userfault = make_userfault();
+    if (round % 2 == 0) engine = open_session(own_userfault.get());
+    Client& client = engine != nullptr ? engine->client : raw;
+    for (int i = 0; i < 40; ++i) {
+      Request request;
+      auto* bytes = reinterpret_cast<std::uint8_t*>(&request);
+      switch (random() % 40 == 0 ? 2 : random() % 2) {
+        case 0:  // noise after a valid version
+          for (std::size_t b = sizeof request.version; b < sizeof request; ++b)
+            bytes[b] = static_cast<std::uint8_t>(random());
+          request.op = static_cast<Op>(random() % 16);
+          break;
+        case 1:  // plausible, at the edges
+          request.op = static_cast<Op>(1 + random() % 12);
+          request.region_id = random() % 4;
+          request.size_bytes = std::uint64_t{1} << random() % 64;
+          request.first_page = random() % 3 == 0 ? ~std::uint64_t{0} : random() % 64;
+          request.page_count = random() % 3 == 0 ? ~std::uint64_t{0} : random() % 64;
+          request.address = (random() % 128) << 21;
+          request.kind = static_cast<wire::RegionKind>(random() % 3);
+          request.advice = static_cast<wire::Advice>(random() % 9);
+          request.control = static_cast<wire::ControlOp>(random() % 12);
+          break;
+        default: {  // wrong size
+          std::vector<std::uint8_t> junk(random() % 400);
+          for (auto& b : junk) b = static_cast<std::uint8_t>(random());
+          client.send_raw(junk.data(), junk.size());
+          continue;
+        }
+      }
+      std::vector<int> fds;
+      for (unsigned n = random() % 4; n > 0; --n) {
+        const std::array choices = {null.get(), memfd.get(), own_userfault.get(), client.fd()};
+        fds.push_back(choices[random() % choices.size()]);
+      }
+      if (client.ask(request, fds).reply.error == -ECONNRESET) break;
+    }
+  }
+  auto engine = open_session(userfault_.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.size_bytes = kPageBytes;
+  EXPECT_EQ(engine->client.ask(create).reply.error, 0);
+}
+
+}  // namespace
+}  // namespace kvmem
