@@ -23,6 +23,11 @@ double unpack_interval(std::uint8_t packed) {
   return std::ldexp(1.0 + (steps % 8 + 0.5) / 8, static_cast<int>(steps / 8));
 }
 
+// Of 1..255; 0 is "none". Multiplicative hashing with 2^32 / golden ratio (Knuth).
+std::uint8_t hash(PageId id) {
+  return id == kNoPage ? 0 : static_cast<std::uint8_t>((id * 2654435769U >> 24) | 1U);
+}
+
 // The weight of what is usual among pages, in observed passes.
 constexpr double kPriorPasses = 2;
 
@@ -48,6 +53,8 @@ void Order::forget(PageId first, std::uint32_t count) {
 void Order::unlink(PageId id) {
   PageHeat& page = pages_[id];
   if (!page.linked()) return;
+  if (last_ == id) last_ = kNoPage;
+  std::replace(skipped_.begin(), skipped_.end(), id, kNoPage);
   if (anchor_ == id) anchor_ = kNoPage;
   if (anchor_ != kNoPage && run_first_ == id) {
     if (cursor_ == id) {
@@ -70,6 +77,7 @@ void Order::unlink(PageId id) {
   page.seen = 0;
   page.use = 0;
   page.chain = 0;
+  page.before = 0;
   --linked_;
 }
 
@@ -125,12 +133,14 @@ void Order::note_interval(PageHeat& page) {
   }
 }
 
-bool Order::is_ahead(PageId id) const {
+bool Order::is_ahead(PageId id, std::uint32_t* left_out) const {
+  *left_out = 0;
   std::uint32_t surprise = 0;  // in 1/16 bits
   std::uint32_t steps = 0;
   for (PageId q = pages_[cursor_].next; q != id; q = pages_[q].next) {
     if (q == cursor_ || ++steps > kWalkMax) return false;
     if (!pages_[q].visible()) continue;
+    ++*left_out;
     surprise += kSurprise[static_cast<std::size_t>(use(q) * 16)];
     if (surprise > kSurpriseMaxBits * 16) return false;
   }
@@ -141,9 +151,8 @@ void Order::walk_to(PageId id) {
   const PageId first = pages_[cursor_].next;
   if (first == id || pages_[first].visible()) {
     // Half way to what happened: two in a row from nothing give 0.75.
-    const int target = first == id ? 255 : 0;
-    const int step = target - pages_[first].chain;
-    pages_[first].chain = static_cast<std::uint8_t>(pages_[first].chain + step / 2);
+    const unsigned chain = pages_[first].chain;
+    pages_[first].chain = (first == id ? chain + 16 : chain) / 2U & 15U;
   }
   bool scan_passed = scan_ == cursor_ || scan_ == id;
   for (PageId q = first; q != id; q = pages_[q].next) {
@@ -156,6 +165,7 @@ void Order::walk_to(PageId id) {
         surprises_[surprise_count_++] = q;
       }
       observe(page, false);
+      if (use(q) > 0.75) skipped_[skip_count_++ % kJitterTouches] = q;
       page.state &= static_cast<std::uint8_t>(~PageHeat::kUsed);
     } else {
       page.state |= PageHeat::kUsed;
@@ -239,10 +249,15 @@ Order::Step Order::touch(PageId id) {
       page.pass = clock_;
       page.state |= PageHeat::kUsed;
     } else {
-      ahead = is_ahead(id);
+      std::uint32_t left_out = 0;
+      ahead = is_ahead(id, &left_out);
       if (!ahead && in_run() && !recent) {
         finish_run();
-        ahead = is_ahead(id);
+        ahead = is_ahead(id, &left_out);
+      }
+      if (ahead && left_out > kJitterTouches && page.before == hash(last_)) {
+        ahead = false;  // the second time from the same page to this one
+        finish_run();
       }
       if (ahead) {
         step = Step::kNext;
@@ -264,6 +279,10 @@ Order::Step Order::touch(PageId id) {
         arrive(id);
       }
     }
+  }
+  if (step != Step::kAgain) {
+    page.before = hash(last_);
+    last_ = id;
   }
   if (in_run() && ++run_touches_ == kRunTouches) scan_ = cursor_;
   ++touches_;

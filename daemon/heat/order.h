@@ -5,9 +5,11 @@
 // touched last. A touch further on moves the cursor there; what lies between was passed:
 //   unmapped and passed   not used this time around: evidence against it
 //   mapped and passed     presumably used: it keeps its place and its time without a fault
-// A touch that does not lie ahead is a jump. What follows a jump (a run) is moved behind the place
-// the jump came from as one piece, once it has ended: that is how a new order is learned, in one
-// time around, and how the pages of an expert stay together wherever they go.
+// A touch that does not lie ahead is a jump, and so is one that leaves unmapped pages out a second
+// time after the same page: then that is the order, and what was left out belongs elsewhere. What
+// follows a jump (a run) is moved behind the place the jump came from as one piece, once it has
+// ended: that is how a new order is learned, in one time around, and how the pages of an expert
+// stay together wherever they go.
 //
 // The clock counts pages used or passed, seen or not. A page passed every `interval` and used in a
 // share `use` of the passes is next used in
@@ -39,11 +41,12 @@ struct PageHeat {
   std::uint16_t use = 0;      // of the observed passes, the share with a use, in 1/65535
   std::uint8_t seen = 0;      // observed passes, up to kSeenMax
   std::uint8_t interval = 0;  // between passes, logarithmic; 0: came by only once
-  std::uint8_t chain = 0;     // used when its predecessor was the last used: 0 never .. 255 always
+  std::uint8_t before = 0;    // a hash of the page touched before it the last time
 
   std::uint8_t state = 0;
   std::uint8_t hints = 0;
-  model::Reason reason = model::Reason::kNone;
+  std::uint8_t chain : 4 = 0;  // used when its predecessor was the last used: 0 never .. 15 always
+  model::Reason reason : 4 = model::Reason::kNone;
 
   // `state`
   static constexpr std::uint8_t kWhereMask = 3;  // the owner's
@@ -77,7 +80,9 @@ class Order {
   // How improbable a forward jump may be: 32 bits are ten pages that were used every time so far
   // (3 bits each), or 300 experts of a tenth's use (0.1 bits each).
   static constexpr std::uint32_t kSurpriseMaxBits = 32;
-  static constexpr std::uint8_t kSeenMax = 31;  // beyond it, old passes fade
+  static constexpr std::uint8_t kSeenMax = 63;  // beyond it, old passes fade
+
+  Order() { skipped_.fill(kNoPage); }
 
   // Ids below `pages` may be used.
   void resize(std::size_t pages);
@@ -107,7 +112,7 @@ class Order {
 
   // Share of its passes in which the page is used, mixed with what is usual while it is unknown.
   double use(PageId id) const;
-  double chain(PageId id) const { return pages_[id].chain / 255.0; }
+  double chain(PageId id) const { return pages_[id].chain / 15.0; }
   bool interval_known(PageId id) const { return pages_[id].interval != 0; }
   double interval(PageId id) const;
   std::uint32_t age(PageId id) const { return clock_ - pages_[id].pass; }
@@ -122,6 +127,9 @@ class Order {
   void set_scanned(PageId id) { scan_ = id; }
   bool in_run() const { return anchor_ != kNoPage; }
 
+  // Pages nearly always used that the last kJitterTouches touches left out: still expected.
+  const std::array<PageId, kJitterTouches>& skipped() const { return skipped_; }
+
   // Pages that were mapped away as a sample, nearly always used, and passed unused by the last
   // touch(); what stands around them may be dead as well.
   const std::array<PageId, 8>& surprises() const { return surprises_; }
@@ -131,7 +139,8 @@ class Order {
   bool validate() const;
 
  private:
-  bool is_ahead(PageId id) const;
+  // The pages from the cursor to `id`; `left_out`: of them not mapped and not used.
+  bool is_ahead(PageId id, std::uint32_t* left_out) const;
   void walk_to(PageId id);
   void finish_run();
   void insert_after_cursor(PageId id);
@@ -152,6 +161,9 @@ class Order {
   double cycle_ = 0;
   double base_use_ = 0.75;  // of all observed passes lately, the share with a use
   std::array<std::uint32_t, kTouchesKept> touch_clock_{};
+  PageId last_ = kNoPage;  // touched last
+  std::array<PageId, kJitterTouches> skipped_;
+  std::uint32_t skip_count_ = 0;
   std::array<PageId, 8> surprises_{};
   std::uint32_t surprise_count_ = 0;
 };

@@ -45,9 +45,11 @@ constexpr std::size_t kAheadMax = 64;     // 2 * the largest depth a ring of 64 
 constexpr std::size_t kArmedMax = policy::SampleBudget::kOpenMax;
 constexpr std::size_t kRangesMax = 16;  // advice waiting to be carried out; the oldest is dropped
 constexpr std::uint32_t kScanSteps = 512;  // looked at per plan, ahead or in a range of advice
+constexpr double kNear = 64;               // pages that are always near enough to be looked at
 constexpr std::size_t kPoolMax = 256;      // victims compared per plan
 // One of 24 residents drawn at random is among the best tenth with probability 1 - 0.9^24 = 0.92.
 constexpr std::size_t kDraws = 24;
+constexpr std::uint32_t kCrowd = 8;   // neighbours looked at on either side
 constexpr std::uint32_t kRunMax = 8;  // pages fetched for one demanded page: 16 MiB
 constexpr double kAheadShare = 0.5;   // fetched ahead when used more often than not
 constexpr std::size_t kScansMax = 4;  // sequential first scans followed at once
@@ -141,6 +143,7 @@ struct Planner::Impl {
   std::vector<AheadEntry> ahead;
   std::array<Scan, kScansMax> scans{};
   std::vector<Range> prefetch_ranges, evict_ranges;
+  bool first_scan = false;    // the last touch was of a page never touched before
   PageId demanded = kNoPage;  // whose run is to be fetched
 
   // Samples in order of arming: up to `probation` they have survived it, from there on not yet.
@@ -219,10 +222,12 @@ struct Planner::Impl {
   void want_advised(std::size_t limit);
   void want_run(std::size_t limit);
   void want_scans(std::size_t limit);
+  void want_skipped(std::size_t limit);
   void want_order(std::size_t limit);
 
   bool sampling_works() const { return unanswered < 4 * policy::SampleBudget::kOpenMin; }
   PageId draw();
+  double crowd(PageId id) const;
   void consider(PageId id, bool seen_used, bool desperate);
   void pick_victims(std::size_t count, bool pressure, model::Moves& out);
   void evict_advised(model::Moves& out);
@@ -314,7 +319,7 @@ void Planner::Impl::touched(PageId id, Touch touch) {
   PageHeat& page = order[id];
   ++stats.touches;
   recent.touched();
-  budget.touched();
+  budget.touched(touch == Touch::kDemand);
   const bool needs_frame = touch == Touch::kDemand || touch == Touch::kFresh;
   if (touch == Touch::kDemand) {
     ++stats.demand;
@@ -349,7 +354,8 @@ void Planner::Impl::touched(PageId id, Touch touch) {
   }
   touched_ring[touched_count++ % kRecentRing] = id;
   if (touch == Touch::kDemand || step == Order::Step::kJump) demanded = id;
-  if (step == Order::Step::kNew) follow_scan(id);
+  first_scan = step == Order::Step::kNew;
+  if (first_scan) follow_scan(id);
 }
 
 void Planner::Impl::follow_scan(PageId id) {
@@ -530,8 +536,14 @@ void Planner::Impl::age_samples() {
   for (; done < probation; ++done) {
     const Sample& sample = samples[done];
     if (!has(order[sample.id].state, kArmed)) continue;
-    if (order.clock() - sample.clock < cycle) break;
-    if (order.overdue(sample.id)) set(order[sample.id].hints, kUnused, true);
+    if (order.clock() - sample.clock < (budget.sure() ? cycle / 8 : cycle)) break;
+    PageHeat& page = order[sample.id];
+    if (order.overdue(sample.id)) {
+      set(page.hints, kUnused, true);
+    } else if (has(page.hints, kPaid)) {
+      set(page.hints, kPaid, false);  // rarely used: pays when it is touched, if ever
+      budget.give_back();
+    }
   }
   // Amortised: a shift only when half is done.
   if (2 * done >= samples.size() && done > 0) {
@@ -593,6 +605,15 @@ void Planner::Impl::want_scans(std::size_t limit) {
   }
 }
 
+// Pages left out a moment ago: another thread, a little behind, comes to them next.
+void Planner::Impl::want_skipped(std::size_t limit) {
+  for (const PageId id : order.skipped()) {
+    if (wants.size() >= limit) return;
+    if (id == kNoPage || !fetchable(id) || order[id].used()) continue;
+    if (order.passed_since(id, Order::kJitterTouches)) want(id, Reason::kPrefetchOrder);
+  }
+}
+
 // Along the learned order, from where it was looked at last.
 void Planner::Impl::want_order(std::size_t limit) {
   if (order.cursor() == kNoPage || wants.size() >= limit) return;
@@ -602,6 +623,9 @@ void Planner::Impl::want_order(std::size_t limit) {
   for (std::uint32_t step = 0; step < kScanSteps; ++step) {
     id = order[id].next;
     if (id == order.cursor()) break;
+    // No farther than a quarter round: what is looked at and left is not looked at again before
+    // the cursor has been there, and may be gone by then.
+    if (order.interval(id) - order.age(id) > order.cycle_or_all() / 4 + kNear) break;
     if (fetchable(id) && order.use(id) >= kAheadShare) {
       keep = false;
       want(id, Reason::kPrefetchOrder);
@@ -624,6 +648,24 @@ PageId Planner::Impl::draw() {
   return kNoPage;
 }
 
+// How many of the pages used before and after this one are resident without a gap, 0..1.
+double Planner::Impl::crowd(PageId id) const {
+  std::uint32_t neighbours = 0;
+  PageId before = id;
+  PageId after = id;
+  for (std::uint32_t i = 0; i < kCrowd; ++i) {
+    before = order[before].prev;
+    if (where(order[before]) != Where::kResident) break;
+    ++neighbours;
+  }
+  for (std::uint32_t i = 0; i < kCrowd; ++i) {
+    after = order[after].next;
+    if (where(order[after]) != Where::kResident) break;
+    ++neighbours;
+  }
+  return neighbours / (2.0 * kCrowd);
+}
+
 // `seen_used`: its last use was seen and not presumed. `desperate`: anything that may go at all.
 void Planner::Impl::consider(PageId id, bool seen_used, bool desperate) {
   const PageHeat& page = order[id];
@@ -641,13 +683,14 @@ void Planner::Impl::consider(PageId id, bool seen_used, bool desperate) {
     if (unused) reason = has(page.state, kArmed) ? Reason::kEvictCold : Reason::kEvictUnused;
   }
   policy::Victim victim;
-  victim.next_use = page.linked() ? order.next_use(id) : order.cycle_or_all();
-  // Came by once: it may be back at any time, or never. By chance, so that what stays of a first
-  // scan is spread evenly over it, and fetching the rest can overlap with using what stayed.
-  if (!order.interval_known(id)) victim.next_use *= 0.5 + random.unit();
+  // In a first scan by chance: nothing of it is expected back before it ends, and what stays is
+  // spread evenly over it, so that fetching the rest can overlap with using what stayed.
+  const bool by_chance = first_scan && !order.interval_known(id);
+  victim.next_use = by_chance ? order.cycle_or_all() * (0.5 + random.unit()) : order.next_use(id);
   victim.refetch = refetch(page);
   victim.advice = advice(page);
-  victim.presumed = !page.visible() && !seen_used;
+  victim.presumed = order.interval_known(id) && !page.visible() && !seen_used;
+  if (order.interval_known(id) && order.use(id) >= kAheadShare) victim.crowd = crowd(id);
   victim.unused = unused;
   pool.push_back({policy::victim_score(victim), id, reason});
 }
@@ -761,6 +804,7 @@ void Planner::plan(std::uint64_t free_pages, std::uint64_t over_pages,
   const std::size_t limit = std::min<std::size_t>(room, slots);
   p.want_advised(std::min<std::size_t>(slots, 1));
   if (limit > 0) {
+    p.want_skipped(limit);
     p.want_run(limit);
     p.want_scans(limit);
     p.want_order(limit);

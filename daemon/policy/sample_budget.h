@@ -1,8 +1,9 @@
 // SampleBudget: how many resident pages may lose their mapping to show whether they are used.
 // A sample that is touched costs the engine a fault (10-50 us); one that is never touched costs
-// nothing. So the touched ones are rationed to a share of all touches, and the number open at once
-// doubles while they prove unused: a thousand dead pages are found in ten probes, and in a set
-// that is all alive sampling stays at its ration. Pure.
+// nothing. So the touched ones are rationed: a share of all touches, and one for every ten that
+// waited for the tier (a read of 800 us or more, so that is half a percent of its time). And the
+// number open at once doubles while they prove unused: a thousand dead pages are found in ten
+// probes, and in a set that is all alive sampling stays at its ration. Pure.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +20,11 @@ class SampleBudget {
 
   explicit SampleBudget(std::uint32_t permille) : per_touch_(permille / 1000.0) {}
 
-  void touched() { tokens_ = std::min(tokens_ + per_touch_, kTokensMax); }
+  static constexpr double kPerWait = 0.1;
+
+  void touched(bool waited) {
+    tokens_ = std::min(tokens_ + per_touch_ + (waited ? kPerWait : 0), kTokensMax);
+  }
   // For a page that is probably alive: paid at once. One that is probably dead pays on hit().
   bool take() {
     if (tokens_ < 1) return false;
@@ -29,11 +34,13 @@ class SampleBudget {
   void give_back() { tokens_ += 1; }
   void hit(bool paid) {
     if (paid) return;
-    tokens_ -= 1;
+    tokens_ -= 1;  // may go below 0
     open_max_ = std::max(open_max_ / 2, kOpenMin);
   }
   // A sample was not touched while it was on probation.
   void survived() { open_max_ = std::min(open_max_ + 1, kOpenMax); }
+  // So many proved unused, and hardly any did not, that a short look is enough for the next.
+  bool sure() const { return open_max_ >= 8 * kOpenMin; }
   // How many more may be opened while `open` are on probation.
   std::uint32_t allowance(std::uint32_t open) const {
     return tokens_ < 1 || open >= open_max_ ? 0 : open_max_ - open;

@@ -14,6 +14,7 @@ struct Victim {
   double next_use = 0;  // expected, in page uses
   model::Refetch refetch = model::Refetch::kRead;
   model::Advice advice = model::Advice::kNormal;
+  double crowd = 0;       // 0..1: the pages used just before and after it are resident as well
   bool presumed = false;  // mapped: its last use was not seen
   bool unused = false;    // sampled or fetched ahead, and not used when it should have been
 };

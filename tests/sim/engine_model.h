@@ -33,8 +33,9 @@ struct Costs {
   double compute = 150;  // using 2 MiB: 14 GB/s
   double fault = 20;
   double latency = 800;
-  double transfer = 400;  // 5.2 GB/s
-  double punch = 100;     // giving the frame of a clean page back
+  double transfer = 400;      // 5.2 GB/s
+  double compute_jitter = 0;  // share by which the time for a page varies
+  double punch = 100;         // giving the frame of a clean page back
 };
 
 struct Counts {
@@ -57,6 +58,7 @@ class EngineModel {
  public:
   EngineModel(std::uint64_t capacity_pages, std::uint64_t seed, Costs costs = {})
       : planner_({.capacity_pages = capacity_pages, .seed = seed}),
+        random_(seed),
         costs_(costs),
         capacity_(capacity_pages) {}
 
@@ -108,6 +110,7 @@ class EngineModel {
   loop::Planner& planner() { return planner_; }
   const std::vector<model::PageRef>& trace() const { return trace_; }
   std::uint64_t resident() const { return used_; }
+  bool is_resident(model::PageRef page) { return at(page).resident; }
 
  private:
   // An access is this many looks at the page, so that one demoted in use is missed.
@@ -163,7 +166,8 @@ class EngineModel {
         thread.look = 0;
         ++thread.at;
       }
-      schedule(now_ + costs_.compute / kLooks, again);
+      const double jitter = std::uniform_real_distribution<double>(-1, 1)(random_);
+      schedule(now_ + costs_.compute / kLooks * (1 + costs_.compute_jitter * jitter), again);
       return;
     }
     if (thread.look == 0) trace_.pop_back(), --counts_.accesses;
@@ -282,6 +286,7 @@ class EngineModel {
   }
 
   loop::Planner planner_;
+  std::mt19937_64 random_;
   Costs costs_;
   std::uint64_t capacity_;
   std::uint64_t used_ = 0;
