@@ -10,7 +10,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export KVMEM_BUILD=${1:-${KVMEM_BUILD:-$root/build/release}}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem
-tokens=24 ctx=2048 size=220M
+tokens=24 ctx=2048 size=300M
 page=$((2 << 20))
 
 if ! [ -x "$KVMEM_BUILD/bin/kvmemctl" ]; then
