@@ -147,7 +147,7 @@ bool Order::is_ahead(PageId id, std::uint32_t* left_out) const {
   return true;
 }
 
-void Order::walk_to(PageId id) {
+void Order::walk_to(PageId id, bool few_left_out) {
   const PageId first = pages_[cursor_].next;
   if (first == id || pages_[first].visible()) {
     // Half way to what happened: two in a row from nothing give 0.75.
@@ -165,7 +165,7 @@ void Order::walk_to(PageId id) {
         surprises_[surprise_count_++] = q;
       }
       observe(page, false);
-      if (use(q) > 0.75) skipped_[skip_count_++ % kJitterTouches] = q;
+      if (few_left_out) skipped_[skip_count_++ % kJitterTouches] = q;
       page.state &= static_cast<std::uint8_t>(~PageHeat::kUsed);
     } else {
       page.state |= PageHeat::kUsed;
@@ -243,7 +243,8 @@ Order::Step Order::touch(PageId id) {
   } else {
     const bool recent = passed_since(id, kJitterTouches);
     bool ahead = false;
-    if (recent && !page.used()) {
+    if (recent && !page.used() &&
+        std::find(skipped_.begin(), skipped_.end(), id) != skipped_.end()) {
       step = Step::kLate;
       undo_skip(page);
       page.pass = clock_;
@@ -262,7 +263,7 @@ Order::Step Order::touch(PageId id) {
       if (ahead) {
         step = Step::kNext;
         const double elapsed = clock_ + 1.0 - page.pass;
-        walk_to(id);
+        walk_to(id, left_out <= kJitterTouches);
         // Towards the rounds seen; the bound keeps the return to an idle model from counting as
         // one.
         if (cycle_ == 0) cycle_ = elapsed;

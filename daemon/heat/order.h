@@ -127,7 +127,8 @@ class Order {
   void set_scanned(PageId id) { scan_ = id; }
   bool in_run() const { return anchor_ != kNoPage; }
 
-  // Pages nearly always used that the last kJitterTouches touches left out: still expected.
+  // The pages left out last, where it were few at a time: what keeps step a little behind comes to
+  // them yet.
   const std::array<PageId, kJitterTouches>& skipped() const { return skipped_; }
 
   // Pages that were mapped away as a sample, nearly always used, and passed unused by the last
@@ -141,7 +142,7 @@ class Order {
  private:
   // The pages from the cursor to `id`; `left_out`: of them not mapped and not used.
   bool is_ahead(PageId id, std::uint32_t* left_out) const;
-  void walk_to(PageId id);
+  void walk_to(PageId id, bool few_left_out);
   void finish_run();
   void insert_after_cursor(PageId id);
   void observe(PageHeat& page, bool used);

@@ -145,6 +145,7 @@ struct Planner::Impl {
   std::vector<Range> prefetch_ranges, evict_ranges;
   bool first_scan = false;    // the last touch was of a page never touched before
   PageId demanded = kNoPage;  // whose run is to be fetched
+  std::uint64_t demanded_at = 0;
 
   // Samples in order of arming: up to `probation` they have survived it, from there on not yet.
   std::vector<Sample> samples;
@@ -353,7 +354,10 @@ void Planner::Impl::touched(PageId id, Touch touch) {
     set(page.state, PageHeat::kVisible, false);
   }
   touched_ring[touched_count++ % kRecentRing] = id;
-  if (touch == Touch::kDemand || step == Order::Step::kJump) demanded = id;
+  if (touch == Touch::kDemand || step == Order::Step::kJump) {
+    demanded = id;
+    demanded_at = order.touches();
+  }
   first_scan = step == Order::Step::kNew;
   if (first_scan) follow_scan(id);
 }
@@ -581,13 +585,14 @@ void Planner::Impl::want_advised(std::size_t limit) {
 // always followed the one before it.
 void Planner::Impl::want_run(std::size_t limit) {
   if (demanded == kNoPage || !order[demanded].linked()) return;
+  if (order.touches() - demanded_at > kRunMax) return;  // it is over
   double share = 1;
   PageId id = demanded;
   for (std::uint32_t i = 0; i < kRunMax && wants.size() < limit; ++i) {
     id = order[id].next;
     share *= order.chain(id);
     if (id == demanded || share < kAheadShare) return;
-    if (fetchable(id)) want(id, Reason::kPrefetchRun);
+    if (fetchable(id) && !order.passed_since(id, 2 * kRunMax)) want(id, Reason::kPrefetchRun);
   }
 }
 
@@ -609,7 +614,7 @@ void Planner::Impl::want_scans(std::size_t limit) {
 void Planner::Impl::want_skipped(std::size_t limit) {
   for (const PageId id : order.skipped()) {
     if (wants.size() >= limit) return;
-    if (id == kNoPage || !fetchable(id) || order[id].used()) continue;
+    if (id == kNoPage || !fetchable(id) || order[id].used() || order.use(id) < 0.75) continue;
     if (order.passed_since(id, Order::kJitterTouches)) want(id, Reason::kPrefetchOrder);
   }
 }
