@@ -106,7 +106,7 @@ build() {
   cd "$root"
   : >"$cache/build.log"
   run nice cmake --preset release > >(progress) 2>&1 &&
-    run nice cmake --build --preset release > >(progress) 2>&1
+    run nice cmake --build --preset release --target kvmemd kvmemctl kvmem > >(progress) 2>&1
 }
 
 json() { "$python" -c 'import json,sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$@"; }
