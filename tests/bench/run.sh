@@ -8,7 +8,8 @@
 # Progress goes to standard error. Without a name: the list of benchmarks.
 #
 # A benchmark is NAME.sh or NAME.py here, or the program build/release/bin/bench_NAME. It is called
-# with --json and its options and prints those objects; it exits 77 where it cannot run.
+# with its options and --json and prints those objects; it exits 77 where it cannot run. Every target
+# whose name starts with bench_NAME is built first.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -41,8 +42,16 @@ done
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+build() {
+  local targets
+  cd "$root" && nice cmake --preset release &&
+    targets=$(cmake --build --preset release --target help |
+      sed -n "s/^\(bench_$name[^:/.]*\):.*/\1/p") &&
+    # shellcheck disable=SC2086  # none, or several words
+    nice cmake --build --preset release --target kvmemd kvmemctl kvmem $targets
+}
 echo "building (release)" >&2
-if ! (cd "$root" && nice cmake --preset release && nice cmake --build --preset release) >"$log" 2>&1; then
+if ! (build) >"$log" 2>&1; then
   tail -30 "$log" >&2
   echo "run.sh: the build failed" >&2
   exit 1
