@@ -42,12 +42,12 @@ done
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# shellcheck disable=SC2086  # $targets: none, or several words
 build() {
   local targets
   cd "$root" && nice cmake --preset release &&
     targets=$(cmake --build --preset release --target help |
-      sed -n "s/^\(bench_$name[^:/.]*\):.*/\1/p") &&
-    # shellcheck disable=SC2086  # none, or several words
+      sed -n "s/^\(bench_${name}[^:/.]*\):.*/\1/p") &&
     nice cmake --build --preset release --target kvmemd kvmemctl kvmem $targets
 }
 echo "building (release)" >&2
