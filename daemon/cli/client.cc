@@ -127,7 +127,7 @@ std::string socket_path(const std::string& option) {
   };
   if (std::string socket = environment("KVMEM_SOCKET"); !socket.empty()) return socket;
   if (const std::string runtime = environment("XDG_RUNTIME_DIR"); runtime.starts_with('/')) {
-    const std::string own = runtime + "/kvmem/kvmemd.sock";
+    std::string own = runtime + "/kvmem/kvmemd.sock";
     struct stat st {};
     if (::stat(own.c_str(), &st) == 0 && S_ISSOCK(st.st_mode)) return own;
   }

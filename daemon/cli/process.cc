@@ -40,6 +40,7 @@ std::vector<std::string> environment_of(const Program& program) {
 
 std::vector<char*> pointers(std::vector<std::string>& strings) {
   std::vector<char*> out;
+  out.reserve(strings.size() + 1);
   for (std::string& s : strings) out.push_back(s.data());
   out.push_back(nullptr);
   return out;
@@ -69,7 +70,7 @@ void detach(const Program& program, int* error_fd) {
 [[noreturn]] void become(const Program& program, char* const* argv, char* const* envp,
                          int error_fd) {
   if (program.detached) detach(program, &error_fd);
-  ::sigprocmask(SIG_SETMASK, &program.signal_mask, nullptr);
+  ::pthread_sigmask(SIG_SETMASK, &program.signal_mask, nullptr);
   ::execvpe(argv[0], argv, envp);
   const int error = errno;
   static_cast<void>(!::write(error_fd, &error, sizeof(error)));

@@ -160,10 +160,9 @@ std::string grid(const std::vector<Cell>& cells, std::size_t per_line, std::uint
                  std::uint64_t bucket_pages, const Style& style) {
   std::string out;
   for (std::size_t begin = 0; begin < cells.size(); begin += per_line) {
-    std::array<char, 32> label{};
-    std::snprintf(label.data(), label.size(), "%9llu ",
-                  static_cast<unsigned long long>(first_page + begin * bucket_pages));
-    out += paint(label.data(), "90", style);
+    std::string label = std::to_string(first_page + begin * bucket_pages);
+    label.insert(0, label.size() < 9 ? 9 - label.size() : 0, ' ');
+    out += paint(label.append(1, ' '), "90", style);
     const Cell* painted = nullptr;
     for (std::size_t i = begin; i < std::min(begin + per_line, cells.size()); ++i) {
       const Cell& cell = cells[i];
@@ -213,7 +212,8 @@ std::string pairs(const std::vector<std::pair<std::string, std::string>>& items,
   std::string out;
   std::size_t at = 0;
   for (const auto& [name, value] : items) {
-    const std::string item = name + " " + value;
+    std::string item = name;
+    item.append(" ").append(value);
     if (at != 0 && at + 2 + columns_of(item) > style.width) {
       out += "\n";
       at = 0;

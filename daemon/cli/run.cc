@@ -159,7 +159,7 @@ void Run::take_signals() {
   sigset_t set;
   ::sigemptyset(&set);
   for (const int signal : kSignals) ::sigaddset(&set, signal);
-  ::sigprocmask(SIG_BLOCK, &set, &original_mask_);
+  ::pthread_sigmask(SIG_BLOCK, &set, &original_mask_);
   // A parent that ignores SIGCHLD would have the engine's status thrown away.
   std::signal(SIGCHLD, SIG_DFL);
   signals_ = UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));

@@ -40,7 +40,9 @@ Machine Machine::detect(const std::string& root) {
   std::ifstream meminfo(root + "/proc/meminfo");
   machine.memory_bytes = number_after(meminfo, "MemTotal:") * 1024;
   for (std::string path = cgroup_path(root);;) {
-    std::ifstream limit(root + "/sys/fs/cgroup" + path + "/memory.max");
+    std::string limit_path = root;
+    limit_path.append("/sys/fs/cgroup").append(path).append("/memory.max");
+    std::ifstream limit(limit_path);
     const std::uint64_t limit_bytes = number_after(limit, "");
     if (limit_bytes != 0) machine.memory_bytes = std::min(machine.memory_bytes, limit_bytes);
     if (path.empty() || path == "/") return machine;
