@@ -237,6 +237,8 @@ int start() {
 
 Session& session() { return *std::launder(reinterpret_cast<Session*>(session_storage)); }
 
+bool is_agent_running() { return agent.running; }
+
 void set_calls_only(bool is_on) { agent.calls_only = is_on; }
 
 void set_agent_handlers(const AgentHandlers& handlers) { agent.handlers = handlers; }

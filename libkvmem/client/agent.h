@@ -36,6 +36,8 @@ extern Lock g_agent_lock;
 // -EAGAIN: no thread can be had.
 int run_on_agent(int (*function)(void*), void* context) REQUIRES(g_agent_lock);
 
+bool is_agent_running() REQUIRES(g_agent_lock);
+
 // Before the first call.
 void set_agent_handlers(const AgentHandlers& handlers);
 

@@ -11,7 +11,10 @@
 //   managed a page of a region, faults served by the daemon
 //   plain   the engine's by rights of a region or a fixed mapping, but ordinary kernel memory: what
 //           the kernel does with a call on it is what the engine would see without kvmem
-//   foreign a hole that someone else's mapping fell into; never touched again
+//   fixed   plain, by a mapping that the engine placed there (MAP_FIXED)
+//   hole    unmapped by the engine, but within a range that the daemon still counts as a region's:
+//           free in the engine's eyes, not for a new region
+//   foreign a gap that someone else's mapping fell into; never touched again
 #pragma once
 
 #include <atomic>
@@ -40,22 +43,31 @@ inline bool touches_arena(std::uint64_t address, std::uint64_t size_bytes) {
   return arena_bytes != 0 && address < base + arena_bytes && address + size_bytes > base;
 }
 
-enum class PageKind : std::uint8_t { kFree = 0, kManaged = 1, kPlain = 2, kForeign = 3 };
+enum class PageKind : std::uint8_t { kFree, kManaged, kPlain, kFixed, kHole, kForeign };
+
+// Nothing of the engine's is mapped there.
+constexpr bool is_vacant(PageKind kind) {
+  return kind == PageKind::kFree || kind == PageKind::kHole;
+}
+// Ordinary memory of the engine's.
+constexpr bool is_ordinary(PageKind kind) {
+  return kind == PageKind::kPlain || kind == PageKind::kFixed;
+}
 
 struct PageTag {
   PageKind kind = PageKind::kFree;
   std::uint8_t prot = 0;      // PROT_READ | PROT_WRITE of a managed page
   bool is_dont_fork = false;  // managed: the engine asked for MADV_DONTFORK
-  std::uint32_t region = 0;   // index; 0: none (a plain page of a fixed mapping)
+  std::uint32_t region = 0;   // index; fixed: of the region it was, which may be gone
 
   bool operator==(const PageTag&) const = default;
   constexpr std::uint32_t pack() const {
-    return static_cast<std::uint32_t>(kind) | static_cast<std::uint32_t>(prot & 3) << 2 |
-           static_cast<std::uint32_t>(is_dont_fork) << 4 | region << 8;
+    return static_cast<std::uint32_t>(kind) | static_cast<std::uint32_t>(prot & 3) << 3 |
+           static_cast<std::uint32_t>(is_dont_fork) << 5 | region << 8;
   }
   static constexpr PageTag unpack(std::uint32_t word) {
-    return {static_cast<PageKind>(word & 3), static_cast<std::uint8_t>(word >> 2 & 3),
-            (word >> 4 & 1) != 0, word >> 8};
+    return {static_cast<PageKind>(word & 7), static_cast<std::uint8_t>(word >> 3 & 3),
+            (word >> 5 & 1) != 0, word >> 8};
   }
 };
 

@@ -33,8 +33,6 @@ constinit bool is_prepared = false;
 }  // namespace
 
 void fork_prepare() KV_TSA(no_thread_safety_analysis) {
-  // Nothing was ever allocated here: fork is none of our business.
-  if (g_arena.size_bytes.load(std::memory_order_acquire) == 0) return;
   // The forking thread writes to its stack while writes are held.
   std::uint64_t here = 0;
   const std::uint64_t stack = reinterpret_cast<std::uintptr_t>(&here);
@@ -54,7 +52,8 @@ void fork_prepare() KV_TSA(no_thread_safety_analysis) {
   }
   const std::uint64_t deadline_ns = sys::now_ns() + kAwayMaxNs;
   for (;;) {
-    g_agent_lock.lock();
+    g_agent_lock.lock();  // until parent and child: neither finds it held by a thread it lacks
+    if (!is_agent_running()) break;
     Op op{};
     op.kind = Op::Kind::kForkBegin;
     const bool is_late = sys::now_ns() >= deadline_ns;
@@ -69,16 +68,18 @@ void fork_prepare() KV_TSA(no_thread_safety_analysis) {
 void fork_parent() KV_TSA(no_thread_safety_analysis) {
   if (!is_prepared) return;
   is_prepared = false;
-  Op op{};
-  op.kind = Op::Kind::kForkEnd;
-  (void)run_on_agent(table::serve, &op);
+  if (is_agent_running()) {
+    Op op{};
+    op.kind = Op::Kind::kForkEnd;
+    (void)run_on_agent(table::serve, &op);
+  }
   g_agent_lock.unlock();
 }
 
 void fork_child() KV_TSA(no_thread_safety_analysis) {
   if (!is_prepared) return;
   is_prepared = false;
-  const bool close_descriptors = forget_agent();
+  const bool close_descriptors = is_agent_running() && forget_agent();
   if (table::enter_child(close_descriptors)) {
     Op op{};
     op.kind = Op::Kind::kForkChild;

@@ -5,6 +5,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
+
+#include <algorithm>
 
 #include "client/agent.h"
 #include "client/settings.h"
@@ -224,28 +227,74 @@ long map_fixed(std::uint64_t address, std::uint64_t size_bytes, int prot, int fl
 
 namespace {
 
-// All of the range is managed, writable and of one region: memory whose move may be a copy.
-bool is_plain_copy(std::uint64_t address, std::uint64_t size_bytes) {
-  const PageTag first = arena::tag(address);
-  if (first.kind != PageKind::kManaged || first.prot != (PROT_READ | PROT_WRITE)) return false;
+// Some of the range is managed, and all of it writable anonymous memory of one region: a move may
+// be a copy. (All plain: the kernel's mremap does it. Pages made plain one by one are mappings of
+// their own, across which mremap does not reach.)
+bool is_copyable(std::uint64_t address, std::uint64_t size_bytes) {
+  bool is_any_managed = false;
+  const std::uint32_t region = arena::tag(address).region;
   for (std::uint64_t at = align_down(address, kPageBytes); at < address + size_bytes;
        at += kPageBytes) {
-    if (arena::tag(at) != first) return false;
+    const PageTag tag = arena::tag(at);
+    if (tag.region != region || region == 0 || tag.is_dont_fork) return false;
+    if (tag.kind == PageKind::kManaged) {
+      if (tag.prot != (PROT_READ | PROT_WRITE)) return false;
+      is_any_managed = true;
+    } else if (tag.kind != PageKind::kPlain) {
+      return false;
+    }
   }
-  return !first.is_dont_fork;
+  return is_any_managed;
 }
 
-long grow_by_copy(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes) {
-  void* fresh = new_bytes >= g_threshold_bytes ? allocate(new_bytes, false) : nullptr;
-  if (fresh == nullptr) {
-    const long at =
-        sys::mmap(0, new_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (sys::is_error(at)) return at;
-    fresh = reinterpret_cast<void*>(at);
+// 0, or -EFAULT where the source is not readable.
+int copy_checked(std::uint64_t target, std::uint64_t source, std::uint64_t size_bytes) {
+  for (std::uint64_t done = 0; done < size_bytes;) {
+    const std::uint64_t at = source + done;
+    const std::uint64_t page_end = align_down(at, kPageBytes) + kPageBytes;
+    const std::uint64_t length = std::min(page_end, source + size_bytes) - at;
+    long copied = -ENOSYS;
+    if (arena::tag(at).kind == PageKind::kPlain) {
+      // The engine may have taken the right to read it away, which memcpy would not survive.
+      iovec to{reinterpret_cast<void*>(target + done), length};
+      iovec from{reinterpret_cast<void*>(at), length};
+      copied = sys::call(SYS_process_vm_readv, sys::pid(), sys::arg(&to), 1, sys::arg(&from), 1, 0);
+      if (copied == -EFAULT || (copied >= 0 && static_cast<std::uint64_t>(copied) != length)) {
+        return -EFAULT;
+      }
+    }
+    if (copied < 0) {
+      memcpy(reinterpret_cast<void*>(target + done), reinterpret_cast<const void*>(at), length);
+    }
+    done += length;
   }
-  memcpy(fresh, reinterpret_cast<const void*>(old_address), old_bytes);
+  return 0;
+}
+
+// `fixed`: where to, or 0. Address or -errno.
+long move_by_copy(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes,
+                  std::uint64_t fixed) {
+  constexpr int kProt = PROT_READ | PROT_WRITE, kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
+  long at = 0;
+  if (fixed != 0) {
+    at = touches_arena(fixed, new_bytes)
+             ? map_fixed(fixed, new_bytes, kProt, kFlags | MAP_FIXED, -1, 0)
+             : sys::mmap(fixed, new_bytes, kProt, kFlags | MAP_FIXED, -1, 0);
+  } else if (void* region = new_bytes >= g_threshold_bytes ? allocate(new_bytes, false) : nullptr) {
+    at = static_cast<long>(reinterpret_cast<std::uintptr_t>(region));
+  } else {
+    at = sys::mmap(0, new_bytes, kProt, kFlags, -1, 0);
+  }
+  if (sys::is_error(at)) return at;
+  const std::uint64_t target = static_cast<std::uint64_t>(at);
+  if (const int error = copy_checked(target, old_address, std::min(old_bytes, new_bytes));
+      error != 0) {
+    if (fixed == 0)
+      touches_arena(target, new_bytes) ? unmap(target, new_bytes) : sys::munmap(target, new_bytes);
+    return error;
+  }
   unmap(old_address, old_bytes);
-  return static_cast<long>(reinterpret_cast<std::uintptr_t>(fresh));
+  return at;
 }
 
 }  // namespace
@@ -270,18 +319,26 @@ long remap(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new
     }
     if (new_bytes <= old_bytes) return static_cast<long>(old_address);
     if ((flags & MREMAP_MAYMOVE) == 0) return -ENOMEM;
-    if (is_plain_copy(old_address, old_bytes))
-      return grow_by_copy(old_address, old_bytes, new_bytes);
+    if (is_copyable(old_address, old_bytes)) {
+      return move_by_copy(old_address, old_bytes, new_bytes, 0);
+    }
+  }
+  const bool has_target = is_fixed && touches_arena(new_address, new_bytes);
+  if (is_fixed) {
+    if (!is_aligned(new_address, kOsPageBytes) ||
+        (new_address < old_address + old_bytes && old_address < new_address + new_bytes)) {
+      return -EINVAL;
+    }
+    if (has_target) {
+      const int checked = check_range(new_address, new_bytes, false);
+      if (checked != 1) return checked;
+    }
+    if (is_ours && !stays && is_copyable(old_address, old_bytes)) {
+      return move_by_copy(old_address, old_bytes, new_bytes, new_address);
+    }
   }
   Op plain = range_op(Kind::kMakePlain, old_address, old_bytes, 0);
   Op target = range_op(Kind::kClaim, new_address, new_bytes, 0);
-  const bool has_target = is_fixed && touches_arena(new_address, new_bytes);
-  if (has_target) {
-    if (const int checked = check_range(new_address, new_bytes, false); checked != 1)
-      return checked;
-    if (new_address < old_address + old_bytes && old_address < new_address + new_bytes)
-      return -EINVAL;
-  }
   for (;;) {
     const Op* blocked = nullptr;
     {

@@ -115,6 +115,22 @@ void detach(Region& r) {
   close_fd(r.memfd);
   close_fd(r.residency_fd);
   close_fd(r.file);
+  for (std::uint64_t at = r.begin; at < r.end(); at += kPageBytes) {
+    const PageTag tag = arena::tag(at);
+    if (tag.kind == PageKind::kHole && tag.region == index_of(r)) arena::set_tags(at, 1, {});
+  }
+}
+
+// The tag of a page that the engine gave up. As long as the daemon counts it as a region's, no
+// other region may be made there.
+PageTag vacated(std::uint64_t address, std::uint32_t region) {
+  PageTag tag;
+  const Region& r = regions[region];
+  if (region != 0 && r.id != 0 && address >= r.begin && address < r.end()) {
+    tag.kind = PageKind::kHole;
+    tag.region = region;
+  }
+  return tag;
 }
 
 // --- spans of equal tags ---
@@ -136,7 +152,8 @@ int for_spans(std::uint64_t begin, std::uint64_t end, Function function) {
 bool is_covered(const PageTag& tag, std::uint64_t page, std::uint64_t begin, std::uint64_t end) {
   if (begin > page) return false;
   std::uint64_t page_end = page + kPageBytes;
-  if (tag.region != 0) page_end = std::min(page_end, regions[tag.region].engine_end());
+  if (tag.kind != PageKind::kFixed && tag.region != 0)
+    page_end = std::min(page_end, regions[tag.region].engine_end());
   return end >= page_end;
 }
 
@@ -146,7 +163,7 @@ void retag(Region& r, std::uint64_t address, std::uint64_t pages, PageKind kind)
   tag.kind = kind;
   if (kind == PageKind::kFree) {
     r.live_pages -= pages;
-    tag = {};
+    tag = vacated(address, index_of(r));
   } else {
     tag.region = index_of(r);
   }
@@ -507,8 +524,8 @@ void drop_plain(const PageTag& tag, std::uint64_t address, std::uint64_t pages, 
       continue;
     }
     arena::reserve(page, kPageBytes);
-    if (tag.region == 0) {
-      arena::set_tags(page, 1, {});
+    if (tag.kind == PageKind::kFixed) {
+      arena::set_tags(page, 1, vacated(page, tag.region));
       continue;
     }
     Region& r = regions[tag.region];
@@ -524,11 +541,13 @@ int unmap(Op& op) {
     const Bounds part = clip(at, pages, begin, end);
     switch (tag.kind) {
       case PageKind::kFree:
+      case PageKind::kHole:
         break;
       case PageKind::kManaged:
         drop_managed(regions[tag.region], at, pages);
         break;
       case PageKind::kPlain:
+      case PageKind::kFixed:
         drop_plain(tag, at, pages, begin, end);
         break;
       case PageKind::kForeign:
@@ -554,7 +573,7 @@ int release(Op& op) {
 
 bool is_mapped_throughout(std::uint64_t begin, std::uint64_t end) {
   return for_spans(begin, end, [](const PageTag& tag, std::uint64_t, std::uint64_t) {
-           return tag.kind == PageKind::kFree ? -ENOMEM : 0;
+           return is_vacant(tag.kind) ? -ENOMEM : 0;
          }) == 0;
 }
 
@@ -727,7 +746,7 @@ int advise(Op& op) {
       for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) -> int {
         const Bounds part = clip(at, pages, begin, end);
         if (tag.kind == PageKind::kManaged) return advise_managed(tag, at, pages, part, op);
-        if (tag.kind == PageKind::kFree) {
+        if (is_vacant(tag.kind)) {
           has_hole = true;
           return 0;
         }
@@ -780,15 +799,23 @@ int claim(Op& op) {
   const std::uint64_t begin = op.address, end = begin + op.size_bytes;
   if (op.value != 0) {
     const int taken = for_spans(begin, end, [](const PageTag& tag, std::uint64_t, std::uint64_t) {
-      return tag.kind == PageKind::kFree ? 0 : -EEXIST;
+      return is_vacant(tag.kind) ? 0 : -EEXIST;
     });
     if (taken != 0) return taken;
   }
   if (const int error = make_edges_plain(begin, end, op); error != 0) return error;
   return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
+    if (tag.kind == PageKind::kForeign) return 0;
     if (tag.kind == PageKind::kManaged) drop_managed(regions[tag.region], at, pages);
-    if (tag.kind == PageKind::kManaged || tag.kind == PageKind::kFree) {
-      arena::set_tags(at, pages, {PageKind::kPlain, 0, false, 0});
+    for (std::uint64_t i = 0; i < pages; ++i) {
+      const std::uint64_t page = at + bytes(i);
+      if (tag.kind == PageKind::kPlain) {
+        if (!is_covered(tag, page, begin, end)) continue;  // a part of it stays the region's
+        drop_plain(tag, page, 1, begin, end);
+      }
+      PageTag fixed = arena::tag(page);
+      fixed.kind = PageKind::kFixed;
+      arena::set_tags(page, 1, fixed);
     }
     return 0;
   });
@@ -799,7 +826,7 @@ int moved(Op& op) {
   const std::uint64_t begin = op.address, end = begin + op.size_bytes;
   arena::reserve_hole(begin, end - begin);
   return for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
-    if (tag.kind == PageKind::kPlain) drop_plain(tag, at, pages, begin, end);
+    if (is_ordinary(tag.kind)) drop_plain(tag, at, pages, begin, end);
     return 0;
   });
 }
@@ -862,6 +889,7 @@ void lose_in_child(Region& r) {
     retag(r, at, pages, PageKind::kPlain);
   });
   r.id = 0;
+  detach(r);
 }
 
 int claim_clone(Region& r) {
@@ -1047,7 +1075,7 @@ int residency(const Op& op) {
   return for_spans(op.address, op.address + op.size_bytes,
                    [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
                      for (std::uint64_t p = 0; p < pages; ++p) {
-                       if (tag.kind == PageKind::kFree) return -ENOMEM;
+                       if (is_vacant(tag.kind)) return -ENOMEM;
                        const Region& r = regions[tag.region];
                        *vector++ = tag.kind == PageKind::kManaged
                                        ? static_cast<unsigned char>(state_of(r, page_of(r, at) + p))
@@ -1061,7 +1089,7 @@ int residency(const Op& op) {
 
 Region* region_at(std::uint64_t address) {
   const PageTag tag = arena::tag(address);
-  if (tag.region == 0 || tag.kind == PageKind::kFree) return nullptr;
+  if (tag.kind != PageKind::kManaged && tag.kind != PageKind::kPlain) return nullptr;
   return &regions[tag.region];
 }
 
@@ -1118,15 +1146,15 @@ bool enter_child(bool close_descriptors) {
     r.memfd = r.residency_fd = r.file = -1;
     r.residency = nullptr;  // not inherited: MADV_DONTFORK
     const bool is_origin = r.kind == wire::RegionKind::kOrigin;
+    if (is_origin) r.id = 0;
     const std::uint64_t begin = r.begin, end = r.end();
     (void)for_spans(begin, end, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
-      if (tag.region != i) return 0;
+      if (tag.kind != PageKind::kManaged || tag.region != i) return 0;
       if (tag.is_dont_fork) {  // not inherited without kvmem either
         arena::reserve(at, bytes(pages));
         retag(r, at, pages, PageKind::kFree);
         return 0;
       }
-      if (tag.kind != PageKind::kManaged) return 0;
       if (!is_origin) {
         is_claim_needed = true;
         return 0;
@@ -1139,7 +1167,7 @@ bool enter_child(bool close_descriptors) {
       retag(r, at, pages, PageKind::kPlain);
       return 0;
     });
-    if (is_origin) r.id = 0;
+    if (is_origin) detach(r);
     if (r.live_pages == 0) free_region(r);
   }
   retry_at_ns = 0;

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# libkvmem.so needs libc alone, nothing newer than GLIBC_2.34, and exports its versioned API and the
+# interposed names only.
+#
+# usage: exports.sh BUILD_DIR
+set -euo pipefail
+
+library=$(realpath "$1")/lib/libkvmem.so
+fail() {
+  echo "exports: $*" >&2
+  exit 1
+}
+needed=$(readelf -dW "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort | tr '\n' ' ')
+case $needed in
+  "libc.so.6 " | "ld-linux-x86-64.so.2 libc.so.6 " | "ld-linux-aarch64.so.1 libc.so.6 ") ;;
+  *) fail "it needs $needed" ;;
+esac
+
+newest=$(readelf -VW "$library" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
+[ "$(printf '%s\nGLIBC_2.34\n' "$newest" | sort -V | tail -1)" = GLIBC_2.34 ] || fail "it needs $newest"
+
+exported=$(readelf --dyn-syms -W "$library" | awk '$7 != "UND" && $5 != "LOCAL" && NR > 3 {print $8}' | sort | tr '\n' ' ')
+wanted="KVMEM_1.0 aligned_alloc calloc free kvmem_advise@@KVMEM_1.0 kvmem_region_create@@KVMEM_1.0 \
+kvmem_region_destroy@@KVMEM_1.0 kvmem_residency@@KVMEM_1.0 kvmem_stats@@KVMEM_1.0 \
+kvmem_strerror@@KVMEM_1.0 kvmem_version@@KVMEM_1.0 madvise malloc malloc_usable_size memalign mlock \
+mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign pvalloc realloc \
+reallocarray valloc "
+wanted=$(tr ' ' '\n' <<<"$wanted" | sed '/^$/d' | sort | tr '\n' ' ')
+[ "$exported" = "$wanted" ] || fail "it exports $exported"
+
+# A destructor would run while other threads still allocate.
+readelf -rW "$library" | grep -q '__cxa_atexit' && fail "it registers destructors"
+echo "ok needs $needed, nothing newer than $newest, exports $(wc -w <<<"$exported") names"

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Runs an unmodified program under a private daemon with little DRAM. It must say "ok" and exit 0,
+# its large allocations must have been regions (the programs check), and at its end the daemon must
+# have every frame and session back.
+#
+# usage: served.sh BUILD_DIR DRAM [--restarts N] PROGRAM ARGS...
+#   --restarts N   kill -9 the daemon N times at random moments while the program runs
+# Exits 77 where this user may not have kernel-mode userfaults.
+set -euo pipefail
+
+build=$(realpath "$1") dram=$2
+shift 2
+restarts=0
+if [ "$1" = --restarts ]; then
+  restarts=$2
+  shift 2
+fi
+
+fail() {
+  echo "served: $*" >&2
+  exit 1
+}
+if ! { [ -r /dev/userfaultfd ] && [ -w /dev/userfaultfd ]; } &&
+  [ "$(cat /proc/sys/vm/unprivileged_userfaultfd 2>/dev/null || echo 0)" != 1 ] && [ "$(id -u)" != 0 ]; then
+  echo "served: skipped, no permission for /dev/userfaultfd"
+  exit 77
+fi
+
+# On the disk of the build folder: the store wants O_DIRECT, which tmpfs may not have.
+work=$(mktemp -d "$build/served.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+set -- "${@//@WORK@/$work}"
+
+KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private --keep -v --dram "$dram" --store "$work" \
+  --store-size 4GiB --json-report "$work/report.json" --kvmemd "$build/bin/kvmemd" \
+  --library "$build/lib/libkvmem.so" -- "$@" >"$work/out" 2>"$work/err" &
+runner=$!
+
+killed=0
+while [ "$killed" -lt "$restarts" ] && kill -0 $runner 2>/dev/null; do
+  sleep "0.$((RANDOM % 9))$((RANDOM % 9))"
+  # The daemon is a child of the runner's, or of its session leader; no other daemon is meant.
+  daemon=$(pgrep -f -- "--store $work/" | while read -r p; do
+    [ "$(cat "/proc/$p/comm" 2>/dev/null)" = kvmemd ] && echo "$p"; done | head -1 || true)
+  [ -n "$daemon" ] || continue
+  kill -9 "$daemon" 2>/dev/null && killed=$((killed + 1))
+done
+code=0
+wait $runner || code=$?
+cat "$work/out"
+grep -v '^kvmem: ' "$work/err" >&2 || true
+if [ "$code" != 0 ]; then
+  grep '^kvmem: ' "$work/err" >&2 || true
+  fail "exit status $code"
+fi
+grep -q '^ok ' "$work/out" || fail "it did not say ok"
+[ "$killed" = "$restarts" ] || fail "it ended before the daemon was killed $restarts times, after $killed"
+
+python3 - "$work/report.json" "$restarts" <<'PYTHON'
+import json, sys
+report, restarts = json.load(open(sys.argv[1])), int(sys.argv[2])
+dram = next(t for t in report["tiers"] if t["name"] == "dram")
+faults = []
+if not report["run"]["served"]:
+    faults.append("the daemon served nobody")
+if report["engines"] or report["regions"]:
+    faults.append("the daemon still has %d engines and %d regions" % (len(report["engines"]), len(report["regions"])))
+if dram["used_bytes"] != 0:
+    faults.append("%d bytes of frames did not come back" % dram["used_bytes"])
+if report["counters"]["pages_lost"] or report["counters"]["store_corrupt"]:
+    faults.append("pages were lost")
+if restarts and report["run"]["daemon_restarts"] < restarts:
+    faults.append("%d restarts of %d" % (report["run"]["daemon_restarts"], restarts))
+for fault in faults:
+    print("served:", fault, file=sys.stderr)
+sys.exit(1 if faults else 0)
+PYTHON
+echo "ok every frame and session came back; the daemon was killed $killed times"
