@@ -150,6 +150,7 @@ void Store::Impl::take_header(StoreOp* op) {
   op->header = headers.back();
   headers.pop_back();
   op->moved_bytes = 0;
+  op->asked_again = false;
   ++stats.inflight;
 }
 
@@ -377,6 +378,13 @@ void Store::Impl::verify_done(os::Job* job) {
     ++s.stats.reads;
     s.stats.read_bytes += s.geometry.page_bytes;
     s.finish_read(op, {});
+    return;
+  }
+  if (!op->asked_again) {
+    ++s.stats.rereads;
+    op->asked_again = true;
+    op->moved_bytes = 0;
+    s.transfer(op, false, op->page);
     return;
   }
   ++s.stats.corrupt;

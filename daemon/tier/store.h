@@ -37,7 +37,8 @@
 //   segment: empty -> opening      header written, synced; space reserved if new
 //            opening -> open       synced: slots can be taken
 //            open -> sealing       every slot holds a durable persistent record; index written
-//            sealing -> sealed     index written. Recovery reads it instead of 32 headers
+//            sealing -> sealed     index written. Recovery reads it instead of 32 headers; what
+//                                  recovery finds of persistent segments is sealed, index or not
 //            sealed -> reopening   wanted for a released slot: index zeroed, synced
 //            reopening -> open     synced: no valid index describes slots that will change
 //            open|sealed -> empty  nothing live, and space wanted (sealed: at once)
@@ -49,8 +50,13 @@
 //
 // SYNC. One fdatasync for all that was written before it: when a segment is opened or reopened,
 // when sync() or a write that waits asks, else `sync_interval_ns` after the first unsynced
-// persistent write. One that fails is not repeated: every segment with unsynced records is failed,
-// those records are not durable, and their waiters are told.
+// persistent write. One that fails is not repeated: every segment with unsynced persistent records,
+// or with such writes under way, is failed; those records are not durable, and their waiters are
+// told.
+//
+// READS. What does not verify is read once more: an error on the way is not one on the disk. If
+// that does not verify either, the slot is retired and the read refused. Recovery reads as
+// carefully, since a header it cannot make out is a slot to be written to.
 //
 // ERRORS. kNoSpace: full (the file cannot grow, no slot is free). kCorrupt: the record did not
 // verify; it is quarantined and counted and every later read is refused. kNotFound: no such record
@@ -112,6 +118,7 @@ struct StoreOp : os::Job {
   std::uint64_t checksum_ns = 0;
   std::uint32_t slot = 0;
   bool verified = false;
+  bool asked_again = false;
 };
 
 struct WriteOp : private StoreOp {
@@ -168,7 +175,8 @@ struct StoreStats {
   std::uint64_t queued = 0;
   // Counters since open.
   std::uint64_t reads = 0, read_bytes = 0, writes = 0, written_bytes = 0;
-  std::uint64_t corrupt = 0;  // reads refused because the record did not verify
+  std::uint64_t corrupt = 0;  // reads refused because the record did not verify, twice
+  std::uint64_t rereads = 0;  // records that were read again because they did not verify
   std::uint64_t read_errors = 0, write_errors = 0;
   std::uint64_t no_space = 0;
   std::uint64_t syncs = 0, sync_errors = 0;

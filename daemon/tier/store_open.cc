@@ -16,8 +16,9 @@ using format::kBlockBytes;
 
 constexpr unsigned kScanDepth = 64;
 
-// Reads many places, kScanDepth at a time, and hands each to `consume(number, bytes, error)`.
-// `offset_of(number)` says where.
+// Reads many places, kScanDepth at a time, and hands each to `consume(number, bytes, error,
+// again)`. `offset_of(number)` says where. consume() returns false to have the place read again,
+// once: then `again` is true.
 template <class OffsetOf, class Consume>
 class Scan {
  public:
@@ -49,12 +50,14 @@ class Scan {
   struct Read : os::BlockIo {
     Scan* scan = nullptr;
     std::uint64_t number = 0;
+    bool again = false;
     void* memory = nullptr;
   };
 
   void start(Read& read) {
     if (next_ == count_) return;
     read.number = next_++;
+    read.again = false;
     read.offset = offset_of_(read.number);
     read.parts[0] = {read.memory, blocks_ * kBlockBytes};
     read.part_count = 1;
@@ -64,11 +67,18 @@ class Scan {
   static void on_read(os::Completion* self, int result, std::uint32_t /*flags*/) {
     auto* read = static_cast<Read*>(self);
     Scan& scan = *read->scan;
-    // What a short read did not bring is nothing: it will not verify.
     const std::size_t size_bytes = scan.blocks_ * kBlockBytes;
     const std::size_t got = result < 0 ? 0 : std::min<std::size_t>(size_bytes, result);
+    // Beyond the end of the file is nothing, which will not verify. Short of it is an error.
+    const bool cut = result >= 0 && got < size_bytes;
+    const bool beyond = read->offset + size_bytes > scan.device_.size_bytes();
     std::memset(static_cast<char*>(read->memory) + got, 0, size_bytes - got);
-    scan.consume_(read->number, read->memory, result < 0 ? -result : 0);
+    const int error = result < 0 ? -result : cut && !beyond ? EIO : 0;
+    if (!scan.consume_(read->number, read->memory, error, read->again) && !read->again) {
+      read->again = true;
+      scan.device_.read(read);
+      return;
+    }
     ++scan.finished_;
     scan.start(*read);
   }
@@ -166,7 +176,12 @@ Status Store::Impl::open() {
   // Everybody's from here on: older epochs are history. The sync also makes durable what a killed
   // predecessor had written and we found.
   ++store_epoch;
-  return write_superblock(blank ? 0 : 1 - newest);
+  KV_TRY(write_superblock(blank ? 0 : 1 - newest));
+  if (!blank) return {};
+  // A new store gets both before it holds anything, so that losing one never looks like a blank
+  // disk.
+  ++store_epoch;
+  return write_superblock(1);
 }
 
 Status Store::Impl::read_superblocks(bool* blank, int* newest, bool* same_boot) {
@@ -183,13 +198,17 @@ Status Store::Impl::read_superblocks(bool* blank, int* newest, bool* same_boot) 
     io.offset = static_cast<std::uint64_t>(copy) * kBlockBytes;
     io.parts[0] = {static_cast<char*>(blocks.get()) + io.offset, kBlockBytes};
     io.part_count = 1;
-    Status status = run_blocking(*device, io, "store: read superblock",
-                                 [&](os::BlockIo* b) { device->read(b); });
-    if (!status.ok()) read_error = status;
-    if (!io.finished) {
-      (void)blocks.release();  // the device still has it
-      return status;
+    Status status;
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      status = run_blocking(*device, io, "store: read superblock",
+                            [&](os::BlockIo* b) { device->read(b); });
+      if (!io.finished) {
+        (void)blocks.release();  // the device still has it
+        return status;
+      }
+      if (format::valid(io.parts[0].iov_base, format::Magic::kSuperblock, io.offset)) break;
     }
+    if (!status.ok()) read_error = status;
   }
 
   const format::Superblock* best = nullptr;
@@ -243,30 +262,37 @@ Status Store::Impl::read_superblocks(bool* blank, int* newest, bool* same_boot) 
 
 Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
   std::vector<std::uint32_t> unsealed;
-  auto read_segment = [&](std::uint64_t number, const void* blocks, int error) {
+  auto read_segment = [&](std::uint64_t number, const void* blocks, int error, bool again) {
     const auto i = static_cast<std::uint32_t>(number);
     const void* index_block = static_cast<const char*>(blocks) + kBlockBytes;
+    if (error != 0 && !again) return false;
     if (error != 0) {  // it may hold records: leave it alone
       table.recover_segment(i, SegmentState::kFailed, RecordKind::kEphemeral, 0);
-      return;
+      return true;
     }
-    if (!format::valid(blocks, format::Magic::kSegment, geometry.segment_offset(number))) return;
     const auto* header = format::as<format::SegmentHeader>(blocks);
-    if (!(header->head.store == id) || header->kind > 1) return;
+    if (!format::valid(blocks, format::Magic::kSegment, geometry.segment_offset(number)) ||
+        !(header->head.store == id) || header->kind > 1) {
+      return false;
+    }
     const std::uint64_t epoch = header->head.epoch;
     // A superblock may have been lost: no epoch is ever given twice.
     store_epoch = std::max(store_epoch, epoch >> 32);
     const auto kind = static_cast<RecordKind>(header->kind);
-    if (kind == RecordKind::kEphemeral && !same_boot) return;  // nothing in it outlives a boot
+    if (kind == RecordKind::kEphemeral && !same_boot) return true;  // nothing in it outlives a boot
     const auto* index = format::as<format::Index>(index_block);
     const bool sealed =
         kind == RecordKind::kPersistent &&
         format::valid(index_block, format::Magic::kIndex, geometry.index_offset(number)) &&
         index->head.store == id && index->head.epoch == epoch;
-    table.recover_segment(i, sealed ? SegmentState::kSealed : SegmentState::kOpen, kind, epoch);
+    // Sealed either way: an index that could not be made out now may be readable the next time, and
+    // must be voided before slots change. Only ephemeral segments never have one.
+    const bool may_have_index = kind == RecordKind::kPersistent;
+    table.recover_segment(i, may_have_index ? SegmentState::kSealed : SegmentState::kOpen, kind,
+                          epoch);
     if (!sealed) {
       unsealed.push_back(i);
-      return;
+      return true;
     }
     for (std::uint32_t k = 0; k < geometry.slots_per_segment; ++k) {
       const format::IndexEntry& entry = index->entries[k];
@@ -274,6 +300,7 @@ Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
       table.recover_slot(table.first_slot(i) + k, entry.key, entry.generation,
                          RecordKind::kPersistent);
     }
+    return true;
   };
   KV_TRY(Scan(
              *device, segments, 2, [&](std::uint64_t i) { return geometry.segment_offset(i); },
@@ -284,22 +311,25 @@ Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
     return table.first_slot(unsealed[number / geometry.slots_per_segment]) +
            static_cast<std::uint32_t>(number % geometry.slots_per_segment);
   };
-  auto read_header = [&](std::uint64_t number, const void* block, int error) {
+  auto read_header = [&](std::uint64_t number, const void* block, int error, bool again) {
     const std::uint32_t slot = slot_of(number);
+    if (error != 0 && !again) return false;
     if (error != 0) {
       table.recover_retired(slot);
-      return;
+      return true;
     }
     const auto* header = format::as<format::RecordHeader>(block);
     if (!format::valid(block, format::Magic::kRecord, geometry.slot_offset(slot)) ||
         !(header->head.store == id) ||
         header->head.epoch != table.segment(table.segment_of(slot)).epoch || header->kind > 1 ||
         header->generation >> kGenerationBits != 0) {
-      return;
+      return false;
     }
     const auto kind = static_cast<RecordKind>(header->kind);
-    if (kind == RecordKind::kEphemeral && !same_boot) return;
-    table.recover_slot(slot, header->key, header->generation, kind);
+    if (kind == RecordKind::kPersistent || same_boot) {
+      table.recover_slot(slot, header->key, header->generation, kind);
+    }
+    return true;
   };
   KV_TRY(Scan(
              *device, unsealed.size() * geometry.slots_per_segment, 1,

@@ -404,11 +404,15 @@ void StoreTable::end_sync() {
 
 void StoreTable::fail_unsynced() {
   for (auto* list : {&syncing_, &dirty_}) {
-    for (std::uint32_t i : *list) {
-      segments_[i].in_dirty = false;
-      if ((segments_[i].unsynced | segments_[i].syncing) != 0) fail(i);
-    }
+    for (std::uint32_t i : *list) segments_[i].in_dirty = false;
     list->clear();
+  }
+  for (std::uint32_t i = 0; i < segments_.size(); ++i) {
+    const Segment& s = segments_[i];
+    if (s.state == SegmentState::kFailed) continue;
+    // A write under way may have had a first part done, and lost with the rest.
+    const bool writing = s.writing > 0 && s.kind == RecordKind::kPersistent;
+    if (writing || (s.unsynced | s.syncing) != 0) fail(i);
   }
 }
 
@@ -487,7 +491,7 @@ void StoreTable::validate() const {
       case SegmentState::kSealing:
       case SegmentState::kSealed:
       case SegmentState::kReopening:
-        KV_CHECK(writing == 0 && held == persistent && (segment.unsynced | segment.syncing) == 0);
+        KV_CHECK(writing == 0 && (segment.unsynced | segment.syncing) == 0);
         break;
       default:
         break;

@@ -61,6 +61,8 @@ class SimMedia {
   // What the last crash put where it did not belong. Nothing on it can be expected to be there.
   std::vector<ByteRange> damage;
   std::uint64_t injected_read_faults = 0;
+  std::uint64_t failed_syncs = 0;
+  std::uint64_t read_faults_left = ~0ULL;  // how many more to inject
   bool powered = true;
 
   std::uint64_t size_bytes() const { return view_.size(); }
@@ -74,9 +76,8 @@ class SimMedia {
 
   int read(const os::BlockIo& io, std::uint64_t limit_bytes) {
     std::uint64_t from = io.offset;
-    if (random.one_in(faults.read_elsewhere)) {
+    if (random.one_in(faults.read_elsewhere) && inject_read_fault()) {
       from = random.below(view_.size() / 4096 + 1) * 4096;
-      ++injected_read_faults;
     }
     std::uint64_t moved = 0;
     for (unsigned i = 0; i < io.part_count; ++i) {
@@ -85,13 +86,19 @@ class SimMedia {
         static_cast<std::uint8_t*>(io.parts[i].iov_base)[k] = view_[from + moved];
       }
     }
-    if (random.one_in(faults.read_flip)) {
-      ++injected_read_faults;
+    if (random.one_in(faults.read_flip) && inject_read_fault()) {
       const iovec& part = io.parts[random.below(io.part_count)];
       static_cast<std::uint8_t*>(part.iov_base)[random.below(part.iov_len)] ^=
           static_cast<std::uint8_t>(1U << random.below(8));
     }
     return static_cast<int>(moved);
+  }
+
+  bool inject_read_fault() {
+    if (read_faults_left == 0) return false;
+    --read_faults_left;
+    ++injected_read_faults;
+    return true;
   }
 
   int write(const os::BlockIo& io, std::uint64_t limit_bytes) {
@@ -132,6 +139,7 @@ class SimMedia {
   // A sync that failed: of what it was to cover some is on the platter, some is gone at once, and
   // some can be read for now but will not survive, whatever a later sync says.
   void sync_failed(std::uint64_t mark) {
+    ++failed_syncs;
     std::vector<Pending> rest;
     for (Pending& p : pending_) {
       const bool covered = p.number < mark && !p.poisoned;
@@ -150,7 +158,9 @@ class SimMedia {
     rebuild();
   }
 
-  // The process dies: what it had completed stays with the kernel and the device.
+  // The process dies: what it had completed stays with the kernel and the device. What a failed
+  // sync left in doubt shows itself now: past the page cache, what reads back is what a later sync
+  // keeps.
   void kill() {
     damage.clear();
     std::erase_if(pending_, [](const Pending& p) { return p.poisoned; });
@@ -306,10 +316,12 @@ class SimLoop final : public os::Executor {
     const SimFaults& f = media_.faults;
     if (!media_.powered) return -EIO;
     const std::uint64_t size = e.io->size_bytes();
-    const std::uint64_t limit = random.one_in(f.short_io) ? random.below(size / 512) * 512 : size;
+    const bool cut =
+        random.one_in(f.short_io) && (e.what != What::kRead || media_.inject_read_fault());
+    const std::uint64_t limit = cut ? random.below(size / 512) * 512 : size;
     switch (e.what) {
       case What::kRead:
-        if (random.one_in(f.read_error)) return ++media_.injected_read_faults, -EIO;
+        if (random.one_in(f.read_error) && media_.inject_read_fault()) return -EIO;
         return media_.read(*e.io, limit);
       case What::kWrite:
         if (random.one_in(f.no_space)) return -ENOSPC;
