@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "base/check.h"
 
@@ -17,16 +16,17 @@ std::uint8_t pack_interval(std::uint32_t value) {
   return static_cast<std::uint8_t>(std::min(1 + octave * 8 + eighths, 255U));
 }
 
-double unpack_interval(std::uint8_t packed) {
-  const unsigned steps = packed - 1U;
-  // The middle of the step: half of 1/8 up.
-  return std::ldexp(1.0 + (steps % 8 + 0.5) / 8, static_cast<int>(steps / 8));
-}
-
-// Of 1..255; 0 is "none". Multiplicative hashing with 2^32 / golden ratio (Knuth).
-std::uint8_t hash(PageId id) {
-  return id == kNoPage ? 0 : static_cast<std::uint8_t>((id * 2654435769U >> 24) | 1U);
-}
+// The middle of each step: half of 1/8 up.
+constexpr std::array<double, 256> kIntervals = [] {
+  std::array<double, 256> table{};
+  double octave = 1;
+  for (unsigned packed = 1; packed < 256; ++packed) {
+    const unsigned steps = packed - 1;
+    if (steps > 0 && steps % 8 == 0) octave *= 2;
+    table[packed] = octave * (1 + (steps % 8 + 0.5) / 8);
+  }
+  return table;
+}();
 
 // The weight of what is usual among pages, in observed passes.
 constexpr double kPriorPasses = 2;
@@ -53,7 +53,6 @@ void Order::forget(PageId first, std::uint32_t count) {
 void Order::unlink(PageId id) {
   PageHeat& page = pages_[id];
   if (!page.linked()) return;
-  if (last_ == id) last_ = kNoPage;
   std::replace(skipped_.begin(), skipped_.end(), id, kNoPage);
   if (anchor_ == id) anchor_ = kNoPage;
   if (anchor_ != kNoPage && run_first_ == id) {
@@ -77,7 +76,6 @@ void Order::unlink(PageId id) {
   page.seen = 0;
   page.use = 0;
   page.chain = 0;
-  page.before = 0;
   --linked_;
 }
 
@@ -87,7 +85,7 @@ double Order::use(PageId id) const {
 }
 
 double Order::interval(PageId id) const {
-  return interval_known(id) ? unpack_interval(pages_[id].interval) : cycle_or_all();
+  return interval_known(id) ? kIntervals[pages_[id].interval] : cycle_or_all();
 }
 
 double Order::next_use(PageId id) const {
@@ -139,8 +137,8 @@ bool Order::is_ahead(PageId id, std::uint32_t* left_out) const {
   std::uint32_t steps = 0;
   for (PageId q = pages_[cursor_].next; q != id; q = pages_[q].next) {
     if (q == cursor_ || ++steps > kWalkMax) return false;
-    if (!pages_[q].visible()) continue;
-    ++*left_out;
+    if (!pages_[q].visible() || dormant(q)) continue;
+    if (++*left_out > kJitterTouches && steps > linked_ / kHopShare) return false;
     surprise += kSurprise[static_cast<std::size_t>(use(q) * 16)];
     if (surprise > kSurpriseMaxBits * 16) return false;
   }
@@ -157,6 +155,9 @@ void Order::walk_to(PageId id, bool few_left_out) {
   bool scan_passed = scan_ == cursor_ || scan_ == id;
   for (PageId q = first; q != id; q = pages_[q].next) {
     PageHeat& page = pages_[q];
+    if (q == anchor_) anchor_ = kNoPage;
+    if (q == scan_) scan_passed = true;
+    if (dormant(q)) continue;
     ++clock_;
     note_interval(page);
     page.pass = clock_;
@@ -170,8 +171,6 @@ void Order::walk_to(PageId id, bool few_left_out) {
     } else {
       page.state |= PageHeat::kUsed;
     }
-    if (q == anchor_) anchor_ = kNoPage;
-    if (q == scan_) scan_passed = true;
   }
   if (id == anchor_) anchor_ = kNoPage;
   cursor_ = id;
@@ -218,6 +217,7 @@ void Order::insert_after_cursor(PageId id) {
 void Order::arrive(PageId id) {
   PageHeat& page = pages_[id];
   const double elapsed = clock_ + 1.0 - page.pass;
+  last_elapsed_ = elapsed;
   ++clock_;
   if (!page.used() && 2 * elapsed < interval(id)) {
     undo_skip(page);  // passed this time around, and used after all
@@ -238,6 +238,7 @@ Order::Step Order::touch(PageId id) {
     insert_after_cursor(id);
     page.pass = ++clock_;
     page.state |= PageHeat::kUsed;
+    last_elapsed_ = 0;
   } else if (id == cursor_) {
     step = Step::kAgain;
   } else {
@@ -255,10 +256,6 @@ Order::Step Order::touch(PageId id) {
       if (!ahead && in_run() && !recent) {
         finish_run();
         ahead = is_ahead(id, &left_out);
-      }
-      if (ahead && left_out > kJitterTouches && page.before == hash(last_)) {
-        ahead = false;  // the second time from the same page to this one
-        finish_run();
       }
       if (ahead) {
         step = Step::kNext;
@@ -280,10 +277,6 @@ Order::Step Order::touch(PageId id) {
         arrive(id);
       }
     }
-  }
-  if (step != Step::kAgain) {
-    page.before = hash(last_);
-    last_ = id;
   }
   if (in_run() && ++run_touches_ == kRunTouches) scan_ = cursor_;
   ++touches_;

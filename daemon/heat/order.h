@@ -5,8 +5,7 @@
 // touched last. A touch further on moves the cursor there; what lies between was passed:
 //   unmapped and passed   not used this time around: evidence against it
 //   mapped and passed     presumably used: it keeps its place and its time without a fault
-// A touch that does not lie ahead is a jump, and so is one that leaves unmapped pages out a second
-// time after the same page: then that is the order, and what was left out belongs elsewhere. What
+// A touch that does not lie ahead is a jump. What
 // follows a jump (a run) is moved behind the place the jump came from as one piece, once it has
 // ended: that is how a new order is learned, in one time around, and how the pages of an expert
 // stay together wherever they go.
@@ -41,7 +40,7 @@ struct PageHeat {
   std::uint16_t use = 0;      // of the observed passes, the share with a use, in 1/65535
   std::uint8_t seen = 0;      // observed passes, up to kSeenMax
   std::uint8_t interval = 0;  // between passes, logarithmic; 0: came by only once
-  std::uint8_t before = 0;    // a hash of the page touched before it the last time
+  std::uint8_t unused = 0;    // room for one more byte of evidence
 
   std::uint8_t state = 0;
   std::uint8_t hints = 0;
@@ -77,9 +76,12 @@ class Order {
   // A run this long is no detour any more but where the engine works now.
   static constexpr std::uint32_t kRunTouches = 32;
   static constexpr std::uint32_t kWalkMax = 1U << 16;
-  // How improbable a forward jump may be: 32 bits are ten pages that were used every time so far
-  // (3 bits each), or 300 experts of a tenth's use (0.1 bits each).
-  static constexpr std::uint32_t kSurpriseMaxBits = 32;
+  // How improbable a step forward may be: 24 bits are four pages that were used nearly every time
+  // so far (5 bits each), or 150 experts of a tenth's use (0.15 bits each).
+  static constexpr std::uint32_t kSurpriseMaxBits = 24;
+  // And how far it may go where it leaves out more than threads do: the experts of one layer, of
+  // sixteen or more. Without this bound any order explains any other, in enough rounds.
+  static constexpr std::uint32_t kHopShare = 16;
   static constexpr std::uint8_t kSeenMax = 63;  // beyond it, old passes fade
 
   Order() { skipped_.fill(kNoPage); }
@@ -119,6 +121,13 @@ class Order {
   double next_use(PageId id) const;
   // Its interval is well over and it was not passed.
   bool overdue(PageId id) const { return age(id) > 1.25 * interval(id); }
+  // Out of use for so long, while others were not, that the engine is not expected to come by:
+  // another phase, another model. It is neither passed nor missed; when one of them is used again,
+  // those that went out of use with it are dormant no more.
+  bool dormant(PageId id) const {
+    const double since = age(id);
+    return since > 2 * interval(id) && since > 2 * cycle_or_all() && since > 1.5 * last_elapsed_;
+  }
   // Used or passed within the last `touches` seen touches (at most kTouchesKept).
   bool passed_since(PageId id, std::uint32_t touches) const;
 
@@ -160,9 +169,9 @@ class Order {
   PageId run_first_ = kNoPage;  // the run is run_first_ .. cursor_
   std::uint32_t run_touches_ = 0;
   double cycle_ = 0;
-  double base_use_ = 0.75;  // of all observed passes lately, the share with a use
+  double last_elapsed_ = 0;  // since its pass before, of the page touched last
+  double base_use_ = 0.75;   // of all observed passes lately, the share with a use
   std::array<std::uint32_t, kTouchesKept> touch_clock_{};
-  PageId last_ = kNoPage;  // touched last
   std::array<PageId, kJitterTouches> skipped_;
   std::uint32_t skip_count_ = 0;
   std::array<PageId, 8> surprises_{};

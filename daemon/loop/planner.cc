@@ -49,10 +49,13 @@ constexpr double kNear = 64;               // pages that are always near enough 
 constexpr std::size_t kPoolMax = 256;      // victims compared per plan
 // One of 24 residents drawn at random is among the best tenth with probability 1 - 0.9^24 = 0.92.
 constexpr std::size_t kDraws = 24;
-constexpr std::uint32_t kCrowd = 8;   // neighbours looked at on either side
-constexpr std::uint32_t kRunMax = 8;  // pages fetched for one demanded page: 16 MiB
-constexpr double kAheadShare = 0.5;   // fetched ahead when used more often than not
-constexpr std::size_t kScansMax = 4;  // sequential first scans followed at once
+constexpr std::uint32_t kCrowd = 8;      // neighbours looked at on either side
+constexpr std::uint32_t kRunMax = 8;     // pages fetched for one demanded page: 16 MiB
+constexpr double kHitShareMin = 0.4;     // below it, order is not worth following
+constexpr std::uint64_t kTryEvery = 32;  // touches: at most 3 % more reads
+constexpr double kAheadShareMax = 0.9;   // and while half of that is in vain
+constexpr double kAheadShare = 0.5;      // fetched ahead when used more often than not
+constexpr std::size_t kScansMax = 4;     // sequential first scans followed at once
 
 std::uint8_t& set(std::uint8_t& bits, std::uint8_t mask, bool on) {
   bits = static_cast<std::uint8_t>(on ? bits | mask : bits & ~mask);
@@ -153,6 +156,7 @@ struct Planner::Impl {
   std::uint32_t unanswered = 0;  // samples proposed since one was armed
 
   double demand_share = 0;
+  double hit_share = 1;  // of the pages fetched ahead lately, those that were used
   double reads_per_round = 0;
   std::uint64_t reads = 0;
   std::uint64_t reads_mark = 0;
@@ -338,8 +342,10 @@ void Planner::Impl::touched(PageId id, Touch touch) {
   if (was_ahead) {
     ++stats.ahead_used;
     drop_ahead(id);
+    hit_share += (1 - hit_share) / 32;
   }
   if (needs_frame || was_ahead) demand_share += ((needs_frame ? 1.0 : 0.0) - demand_share) / 32;
+  hit_share += (1 - hit_share) / 4096;  // forgive in time: a new order deserves a new try
   if (has(page.state, kArmed)) {
     set(page.state, kArmed, false);
     ++stats.samples_hit;
@@ -514,6 +520,7 @@ void Planner::Impl::expire_ahead() {
     if (!went_past && order.touches() - entry.touches < patience) return false;
     set(page.state, kAhead, false);
     set(page.hints, kUnused, true);
+    hit_share -= hit_share / 32;
     return true;
   });
 }
@@ -622,6 +629,9 @@ void Planner::Impl::want_skipped(std::size_t limit) {
 // Along the learned order, from where it was looked at last.
 void Planner::Impl::want_order(std::size_t limit) {
   if (order.cursor() == kNoPage || wants.size() >= limit) return;
+  // The more of what was fetched ahead was in vain, the surer the next must be.
+  const double share =
+      kAheadShare + (kAheadShareMax - kAheadShare) * std::min(1.0, 2 * (1 - hit_share));
   PageId looked_at = order.scanned();
   bool keep = true;  // no page that is wanted lies behind looked_at
   PageId id = looked_at;
@@ -630,8 +640,12 @@ void Planner::Impl::want_order(std::size_t limit) {
     if (id == order.cursor()) break;
     // No farther than a quarter round: what is looked at and left is not looked at again before
     // the cursor has been there, and may be gone by then.
+    if (order.dormant(id)) {
+      if (keep) looked_at = id;
+      continue;
+    }
     if (order.interval(id) - order.age(id) > order.cycle_or_all() / 4 + kNear) break;
-    if (fetchable(id) && order.use(id) >= kAheadShare) {
+    if (fetchable(id) && order.use(id) >= share) {
       keep = false;
       want(id, Reason::kPrefetchOrder);
       if (wants.size() >= limit) break;
@@ -808,11 +822,17 @@ void Planner::plan(std::uint64_t free_pages, std::uint64_t over_pages,
   const std::size_t room = p.window.ahead > p.ahead.size() ? p.window.ahead - p.ahead.size() : 0;
   const std::size_t limit = std::min<std::size_t>(room, slots);
   p.want_advised(std::min<std::size_t>(slots, 1));
+  // Where nothing follows anything: one page now and then, to notice when that changes.
+  const bool trying = p.hit_share < kHitShareMin;
   if (limit > 0) {
-    p.want_skipped(limit);
-    p.want_run(limit);
     p.want_scans(limit);
-    p.want_order(limit);
+    if (!trying) {
+      p.want_skipped(limit);
+      p.want_run(limit);
+      p.want_order(limit);
+    } else if (p.ahead.empty() && p.order.touches() % kTryEvery == 0) {
+      p.want_order(1);
+    }
   }
 
   // Frames. Only once they have run short is any kept free: what fits is left alone.
