@@ -13,6 +13,12 @@ using nlohmann::json;
 constexpr unsigned kMapRowsMax = 24;
 constexpr unsigned kShrunkMin = 8;  // columns that a shrinking column keeps
 
+std::string format(const char* pattern, double value) {
+  std::array<char, 64> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), pattern, value);
+  return buffer.data();
+}
+
 // --- JSON that may lack anything ---------------------------------------------------------------
 
 std::uint64_t number(const json& object, const char* key) {
@@ -40,6 +46,7 @@ std::string text(const json& object, const char* key) {
   if (!has(object, key)) return "";
   const json& value = object.at(key);
   if (value.is_string()) return printable(value.get_ref<const std::string&>());
+  if (value.is_number_float()) return format("%.3g", value.get<double>());
   if (value.is_primitive()) return printable(value.dump());
   return "";
 }
@@ -56,12 +63,6 @@ const json& member(const json& object, const char* key) {
   if (!object.is_object()) return none;
   const auto it = object.find(key);
   return it != object.end() && it->is_object() ? *it : none;
-}
-
-std::string format(const char* pattern, double value) {
-  std::array<char, 64> buffer{};
-  std::snprintf(buffer.data(), buffer.size(), pattern, value);
-  return buffer.data();
 }
 
 std::string percent(std::uint64_t part, std::uint64_t whole) {
@@ -453,15 +454,14 @@ std::string render_status(const json& status, const Style& style) {
   std::vector<Row> rows;
   for (const json& e : array(status, "engines")) {
     const bool connected = !has(e, "connected") || e.at("connected") == true;
-    rows.push_back({text(e, "session"), text(e, "pid"), text(e, "uid"), text(e, "regions"),
+    rows.push_back({text(e, "pid"), text(e, "uid"), text(e, "regions"),
                     human_bytes(number(e, "size_bytes")), human_bytes(number(e, "resident_bytes")),
                     percent(number(e, "resident_bytes"), number(e, "size_bytes")),
                     connected ? "" : "away", text(e, "tag")});
   }
   out += heading("engines", style);
   out += rows.empty() ? "none\n"
-                      : table({{"session", true},
-                               {"pid", true},
+                      : table({{"pid", true},
                                {"uid", true},
                                {"regions", true},
                                {"size", true},
