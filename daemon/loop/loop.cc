@@ -134,8 +134,11 @@ void Loop::plan() {
   }
   const std::uint64_t used = dram_.used_pages();
   const std::uint64_t capacity = dram_.capacity_pages();
-  planner_.plan(dram_.free_pages(), used > capacity ? used - capacity : 0,
-                migrator_->fills_in_flight(), migrator_->demotes_in_flight(), planned_);
+  std::uint64_t over = used > capacity ? used - capacity : 0;
+  // A fault may wait for more frames than the planner heard of: a forked child's copy comes first.
+  if (over == 0 && migrator_->demands_waiting() > 0 && dram_.free_pages() == 0) over = 1;
+  planner_.plan(dram_.free_pages(), over, migrator_->fills_in_flight(),
+                migrator_->demotes_in_flight(), planned_);
   std::uint32_t demotes_started = 0;
   for (const model::Move& move : planned_.demote) {
     Region* region = by_slot_[move.page.region];
@@ -156,18 +159,18 @@ void Loop::plan() {
       log_move(move.page, from, PageState::kResident, move.reason);
     }
   }
-  if (sampler_ != nullptr && sampling_) {
+  if (hand_ != nullptr && sampling_) {
     for (const model::Move& move : planned_.sample) {
       Region* region = by_slot_[move.page.region];
       if (region->table.read(move.page.page).state != PageState::kResident || region->closing)
         continue;
       for (auto& view : region->views) {
-        if (view->covers(move.page.page)) sampler_->unmap(*view, move.page.page);
+        if (view->covers(move.page.page)) hand_->unmap(*view, move.page.page);
       }
       planner_.sample_armed(move.page);
       ++migrator_->counters().samples;
     }
-    sampler_->flush();
+    hand_->flush();
   }
   // A fault must not wait for room that nothing can make: the budget gives way, and it is said.
   if (migrator_->demands_waiting() > 0 && demotes_started == 0 &&
@@ -458,6 +461,10 @@ void Loop::lost(const Region& region, std::uint32_t page, const char* why) {
           region.slot,
           region.origin != nullptr ? region.origin->path().c_str() : region.tag.c_str(), region.pid,
           why);
+}
+
+void Loop::poison_in_engine(View& view, std::uint32_t page) {
+  if (hand_ != nullptr) hand_->poison(view, page);
 }
 
 void Loop::region_gone(Region& region) {

@@ -34,12 +34,15 @@ struct LoopOptions {
   unsigned workers = 2;
 };
 
-// Takes a heat sample: unmaps a resident page in the engine, so that its next touch is a fault.
-class Sampler {
+// What only the engine's own process can do to its address space; its agent thread does it.
+class EngineHand {
  public:
-  virtual ~Sampler() = default;
+  virtual ~EngineHand() = default;
+  // Takes a heat sample: the next touch of the page will be a fault. May gather until flush().
   virtual void unmap(migrate::View& view, std::uint32_t page) = 0;
   virtual void flush() = 0;
+  // Access to the page shall raise SIGBUS.
+  virtual void poison(migrate::View& view, std::uint32_t page) = 0;
 };
 
 struct MoveRecord {
@@ -68,7 +71,7 @@ class Loop final : public migrate::Observer {
   Loop& operator=(const Loop&) = delete;
 
   os::Ring& ring() { return ring_; }
-  void set_sampler(Sampler* sampler) { sampler_ = sampler; }
+  void set_engine_hand(EngineHand* hand) { hand_ = hand; }
   // Live configuration.
   void set_dram_pages(std::uint64_t pages);
   void set_sampling(bool on) { sampling_ = on; }
@@ -139,6 +142,7 @@ class Loop final : public migrate::Observer {
   void demote_failed(model::PageRef page) override;
   void discarded(model::PageRef page) override;
   void lost(const migrate::Region& region, std::uint32_t page, const char* why) override;
+  void poison_in_engine(migrate::View& view, std::uint32_t page) override;
   void region_gone(migrate::Region& region) override;
 
   LoopOptions options_;
@@ -148,7 +152,7 @@ class Loop final : public migrate::Observer {
   tier::MemoryNode dram_;
   Planner planner_;
   std::unique_ptr<migrate::Migrator> migrator_;
-  Sampler* sampler_ = nullptr;
+  EngineHand* hand_ = nullptr;
 
   std::vector<std::unique_ptr<migrate::Region>> regions_;
   std::vector<migrate::Region*> by_slot_;

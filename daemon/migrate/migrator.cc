@@ -199,7 +199,7 @@ void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t s
     case PageState::kFresh:
     case PageState::kStored:
     case PageState::kOrigin:
-      if (!start_fill(region, page, &demand)) waiting_.push_back(demand);
+      if (!start_fill(region, page, &demand, false)) waiting_.push_back(demand);
       return;
     case PageState::kLost:
       poison(view, page);
@@ -258,7 +258,7 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
     (void)os::wake(view.userfault, address, kPageBytes);
 }
 
-bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand) {
+bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead) {
   if (detached_) return false;
   Residency entry = region.table.read(page);
   // Who holds the bytes of an inherited page: the nearest ancestor that has its own.
@@ -284,7 +284,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     }
   }
   if (node_.free_pages() == 0) {
-    if (over_budget_ == 0 || demand == nullptr) return false;
+    if (over_budget_ == 0 || ahead) return false;
   }
   if (fills_ >= options_.fills_max) return false;
   Move* move = begin(region, page, Kind::kFill);
@@ -295,7 +295,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
   }
   node_.take();
   move->takes_frame = true;
-  move->ahead = demand == nullptr;
+  move->ahead = ahead;
   move->from = from;
   if (from != nullptr) {
     from->notes[page].move = static_cast<std::uint16_t>(move->index + 1);
@@ -512,7 +512,7 @@ bool Migrator::settle_children(Region& region, std::uint32_t page, const Waiting
   for (Region* child : region.children) {
     if (!inherits(*child, page)) continue;
     if (child->closing) continue;
-    if (!start_fill(*child, page, nullptr)) {
+    if (!start_fill(*child, page, nullptr, false)) {
       waiting_.push_back(then);
       return false;
     }
@@ -530,7 +530,7 @@ Status Migrator::promote(Region& region, std::uint32_t page) {
   if (entry.state != PageState::kStored && entry.state != PageState::kOrigin) {
     return Status(Code::kBusy, "nothing to bring in");
   }
-  return start_fill(region, page, nullptr) ? Status{} : Status(Code::kBusy, "no frame free");
+  return start_fill(region, page, nullptr, true) ? Status{} : Status(Code::kBusy, "no frame free");
 }
 
 Status Migrator::demote(Region& region, std::uint32_t page) {
@@ -737,8 +737,10 @@ void Migrator::inherit(Region& parent, Region& child) {
 }
 
 void Migrator::poison(View& view, std::uint32_t page) {
-  // Before 6.6 the thread waits for ever rather than reading other bytes.
-  (void)os::poison(view.userfault, view.address_of(page), kPageBytes);
+  // A page that was protected when it was punched leaves markers, which poison does not replace.
+  (void)os::write_protect(view.userfault, view.address_of(page), kPageBytes, false);
+  const Status status = os::poison(view.userfault, view.address_of(page), kPageBytes);
+  if (status.code() == Code::kUnsupported) observer_.poison_in_engine(view, page);
 }
 
 void Migrator::lose(Region& region, std::uint32_t page, const char* why) {

@@ -47,6 +47,8 @@ class Observer {
   virtual void discarded(model::PageRef page) = 0;
   // `page` cannot be had back: its engine gets SIGBUS. One log line.
   virtual void lost(const Region& region, std::uint32_t page, const char* why) = 0;
+  // The kernel (before 6.6) cannot poison a page from here: the engine shall map SIGBUS over it.
+  virtual void poison_in_engine(View& view, std::uint32_t page) = 0;
   // The last move of a closing region ended; it may be forgotten.
   virtual void region_gone(Region& region) = 0;
 };
@@ -137,7 +139,8 @@ class Migrator {
   void end(Move& move);
 
   void serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
-  bool start_fill(Region& region, std::uint32_t page, const Waiting* demand);
+  // `ahead`: nobody waits for it, now or behind another page. False: no frame or move is free.
+  bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead);
   void populated(Move& move);
   void read_origin(Move& move);
   void origin_read(Move& move, int result);

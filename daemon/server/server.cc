@@ -109,7 +109,7 @@ Status Server::start() {
         "kvmemd as root");
   }
   orphans_ = loop_.recovered_sessions();
-  loop_.set_sampler(this);
+  loop_.set_engine_hand(this);
   accept_watch_.start(
       loop_.ring(), listener_.get(), this,
       [](void* self, std::uint32_t) { static_cast<Server*>(self)->on_accept(); }, [](void*) {});
@@ -128,7 +128,7 @@ void Server::stop() {
   for (int turns = 0; turns < 10'000 && (!sessions_.empty() || !accept_watch_.idle()); ++turns) {
     if (!loop_.run_once().ok()) break;
   }
-  loop_.set_sampler(nullptr);
+  loop_.set_engine_hand(nullptr);
 }
 
 void Server::on_accept() {
@@ -479,6 +479,18 @@ Reply Server::region_create(Session& session, const Request& request, os::Receiv
   spec.tag = request.tag[0] != 0 ? text_of(request.tag, sizeof request.tag) : session.tag;
   spec.page_count = static_cast<std::uint32_t>(pages);
   if (request.kind == wire::RegionKind::kAnonymous) {
+    // What DRAM and store can never hold is better left to the kernel, which knows overcommit.
+    std::uint64_t bytes = pages << kPageShift;
+    for (const Region* r : loop_.regions()) {
+      if (r != nullptr && r->origin == nullptr && r->uid == session.peer.uid) {
+        bytes += static_cast<std::uint64_t>(r->page_count()) << kPageShift;
+      }
+    }
+    if (bytes > config_.quota.per_uid_dram_bytes + config_.quota.per_uid_store_bytes) {
+      return refuse(EDQUOT,
+                    "more than quota.per_uid_dram and quota.per_uid_store hold: raise them, "
+                    "dram.budget or nvme.size");
+    }
     auto region = loop_.create_region(std::move(spec));
     return region.ok() ? offer(session, **region, 0, static_cast<std::uint32_t>(pages), fds)
                        : refuse_status(region.status());
@@ -779,6 +791,16 @@ void Server::send_samples(Session& session) {
 void Server::flush() {
   for (Session* session : sampled_) send_samples(*session);
   sampled_.clear();
+}
+
+void Server::poison(View& view, std::uint32_t page) {
+  const auto& session = *static_cast<Session*>(view.owner);
+  wire::AgentCommand command;
+  command.op = wire::AgentOp::kPoison;
+  command.run_count = 1;
+  command.runs[0] = {view.address_of(page), kPageBytes};
+  if (session.agent && !session.ending)
+    (void)os::send(session.agent.get(), std::as_bytes(std::span(&command, 1)));
 }
 
 void Server::housekeep(std::uint64_t now_ns) {

@@ -26,7 +26,7 @@ struct ServerTotals {
   std::uint64_t resumed = 0;  // sessions that outlived a daemon
 };
 
-class Server final : private loop::Sampler {
+class Server final : private loop::EngineHand {
  public:
   // `listener` is a listening SOCK_SEQPACKET socket; `runtime_dir` exists and is the daemon's own.
   Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config);
@@ -87,6 +87,7 @@ class Server final : private loop::Sampler {
 
   void unmap(migrate::View& view, std::uint32_t page) override;
   void flush() override;
+  void poison(migrate::View& view, std::uint32_t page) override;
   void send_samples(Session& session);
 
   loop::Loop& loop_;

@@ -2,6 +2,9 @@
 // threads in this process read and write regions larger than the DRAM budget.
 
 #include <gtest/gtest.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/stat.h>
 
 #include <cstring>
 #include <random>
@@ -57,15 +60,21 @@ std::uint32_t count_state(const Region& region, PageState state) {
 class LoopRegions : public ::testing::Test {
  protected:
   void SetUp() override {
+    start(256 << 20);
+    if (!engine_->usable()) GTEST_SKIP() << "userfaultfd is not permitted here";
+  }
+  // `store_bytes` 0: no store.
+  void start(std::uint64_t store_bytes) {
+    engine_.reset();
+    loop_.reset();
     LoopOptions options;
     options.dram_pages = 16;
-    options.store_path = store_.path();
-    options.store_bytes = 256 << 20;
+    if (store_bytes > 0) options.store_path = store_.path();
+    options.store_bytes = store_bytes;
     auto created = Loop::create(options);
     ASSERT_TRUE(created.ok()) << created.status().what();
     loop_ = *std::move(created);
     engine_ = std::make_unique<FakeEngine>(*loop_);
-    if (!engine_->usable()) GTEST_SKIP() << "userfaultfd is not permitted here";
   }
   void TearDown() override {
     engine_.reset();
@@ -138,7 +147,7 @@ TEST_F(LoopRegions, ThreadsThatWriteWhilePagesAreDemotedLoseNothing) {
   // Each thread owns every third page, but for the page's first words: one a thread, counted up by
   // that thread alone.
   constexpr unsigned kThreads = 3;
-  constexpr int kSteps = 300;
+  constexpr int kSteps = 120;
   std::atomic<std::size_t> wrong{0};
   std::array<std::array<std::uint64_t, kPages>, kThreads> counted{};
   const auto check = [&](std::uint32_t page, std::uint64_t version) {
@@ -319,15 +328,8 @@ TEST_F(LoopRegions, ANewLoopTakesOverWhereTheOldOneStopped) {
   UniqueFd table = *region->table.read_only_fd();
   // The old loop goes without closing anything, as a daemon that stops or dies does.
   loop_->detach();
-  engine_.reset();  // its mapping stays in `memory`
-  loop_.reset();
-  LoopOptions options;
-  options.dram_pages = 16;
-  options.store_path = store_.path();
-  options.store_bytes = 256 << 20;
-  loop_ = *Loop::create(options);
+  start(256 << 20);  // the engine's memory stays in `memory`
   EXPECT_EQ(loop_->recovered_sessions(), std::vector<std::uint64_t>{7});
-  engine_ = std::make_unique<FakeEngine>(*loop_);
   loop::RegionSpec spec;
   spec.session_id = 7;
   spec.page_count = kPages;
@@ -341,6 +343,85 @@ TEST_F(LoopRegions, ANewLoopTakesOverWhereTheOldOneStopped) {
   });
   EXPECT_EQ(wrong, 0U);
   EXPECT_EQ(loop_->migrator().counters().pages_lost, 0U);
+}
+
+TEST_F(LoopRegions, WithoutAStoreTheBudgetGivesWayAndNothingIsLost) {
+  start(0);
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(loop_->migrator().counters().frames_over_budget, kPages - 16);
+  EXPECT_EQ(count_state(*region, PageState::kResident), kPages);
+}
+
+TEST_F(LoopRegions, AFullStoreKeepsPagesInDramAndSaysSo) {
+  start(66 << 20);  // one segment: 32 slots
+  Region* region = anonymous(80);
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint64_t version = 1; version <= 2; ++version) {
+      for (std::uint32_t page = 0; page < 80; ++page) fill(*view, page, version);
+      for (std::uint32_t page = 0; page < 80; ++page) wrong += wrong_words(*view, page, version);
+    }
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_GT(loop_->migrator().counters().frames_over_budget, 0U);
+  EXPECT_GT(loop_->store()->stats().no_space, 0U);
+  EXPECT_EQ(loop_->migrator().counters().pages_lost, 0U);
+}
+
+thread_local sigjmp_buf recover;
+thread_local volatile sig_atomic_t bus_errors = 0;
+
+TEST_F(LoopRegions, ACorruptPageRaisesSigbusAndIsNeverOtherBytes) {
+  Region* region = anonymous();
+  View* view = engine_->map(*region);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+  });
+  while (!loop_->store()->idle() || loop_->migrator().demotes_in_flight() > 0)
+    ASSERT_TRUE(loop_->run_once().ok());
+  const std::uint32_t stored = count_state(*region, PageState::kStored);
+  ASSERT_GT(stored, 0U);
+  {
+    // One bit in every 64 KiB of the store: no page of it stays whole.
+    UniqueFd fd(::open(store_.path().c_str(), O_RDWR | O_CLOEXEC));
+    struct stat st {};
+    ASSERT_EQ(::fstat(fd.get(), &st), 0);
+    for (off_t at = 40'000; at < st.st_size; at += 65'536) {
+      std::uint8_t byte = 0;
+      ASSERT_EQ(::pread(fd.get(), &byte, 1, at), 1);
+      byte ^= 4;
+      ASSERT_EQ(::pwrite(fd.get(), &byte, 1, at), 1);
+    }
+    ASSERT_EQ(::fsync(fd.get()), 0);
+  }
+  struct sigaction on_bus {};
+  struct sigaction before {};
+  on_bus.sa_handler = [](int) {
+    bus_errors = bus_errors + 1;
+    siglongjmp(recover, 1);
+  };
+  ::sigaction(SIGBUS, &on_bus, &before);
+  std::size_t wrong = 0;
+  std::uint32_t refused = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) {
+      if (sigsetjmp(recover, 1) == 0) wrong += wrong_words(*view, page, 1);
+    }
+    refused = static_cast<std::uint32_t>(bus_errors);
+  });
+  ::sigaction(SIGBUS, &before, nullptr);
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(refused, loop_->migrator().counters().pages_lost);
+  EXPECT_GE(refused, stored);  // reading on may have demoted more, into damaged slots or not
+  EXPECT_EQ(loop_->migrator().counters().store_corrupt, refused);
 }
 
 }  // namespace

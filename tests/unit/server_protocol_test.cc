@@ -126,6 +126,8 @@ class ServerProtocol : public ::testing::Test {
       config::Config config;
       config.quota.sessions_max = 8;
       config.quota.regions_max = 16;
+      config.quota.per_uid_dram_bytes = 16 * kPageBytes;
+      config.quota.per_uid_store_bytes = 256 << 20;
       auto listener = os::listen_at(socket_path_, 0600);
       if (!listener.ok()) std::abort();
       {
