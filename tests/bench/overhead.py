@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""What kvmem costs where it does not help.
+
+  malloc    malloc and free below the threshold, with libkvmem preloaded against without
+  engine    tokens/s when everything fits into the budget, against the engine alone
+  touch     first touch of a fresh page and restore of a stored one, against the kernel's own first
+            touch of 2 MiB and a raw O_DIRECT read of 2 MiB from the same disk
+
+Adjacent pairs; what is printed are medians over the pairs, and p50/p99 over touches.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("KVMEM_BUILD", ROOT / "build" / "release"))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT / "examples")]
+import engine as engine_bench  # noqa: E402
+import measure  # noqa: E402
+
+
+def emit(case: str, metric: str, value: float, unit: str, reference=None) -> None:
+    print(json.dumps({"bench": "overhead", "case": case, "metric": metric, "value": round(value, 4), "unit": unit,
+                      "reference": None if reference is None else round(reference, 4),
+                      "ratio": round(value / reference, 4) if reference else None}), flush=True)
+
+
+def malloc_pairs(kind: str, pairs: int) -> None:
+    program = [str(BUILD / "bin" / "bench_overhead_malloc"), kind]
+    preload = {**os.environ, "LD_PRELOAD": str(BUILD / "lib" / "libkvmem.so")}
+    plain, under, ratios = [], [], []
+    for i in range(pairs):
+        order = [(plain, None), (under, preload)]
+        for into, env in order if i % 2 == 0 else order[::-1]:
+            into.append(float(subprocess.run(program, env=env, check=True, stdout=subprocess.PIPE).stdout))
+        ratios.append(under[-1] / plain[-1])
+    value = statistics.median(under)
+    emit(f"malloc_{kind}", "pair", value, "ns", statistics.median(plain))
+    emit(f"malloc_{kind}", "ratio_median_of_pairs", statistics.median(ratios), "")
+
+
+def quantile(values: list[float], q: float) -> float:
+    return sorted(values)[int(q * (len(values) - 1))] if values else float("nan")
+
+
+def raw_reads_us(path: str, count: int = 200) -> list[float]:
+    buffer = engine_bench.huge_buffers(1)[0]
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    pages = os.path.getsize(path) // engine_bench.PAGE
+    took = []
+    try:
+        for i in range(count):
+            start = time.perf_counter()
+            os.preadv(fd, [buffer], (i * 7919) % pages * engine_bench.PAGE)
+            took.append((time.perf_counter() - start) * 1e6)
+    finally:
+        os.close(fd)
+    return took
+
+
+def touches(lines: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"fresh": [], "pressed": [], "restore": []}
+    for line in lines.splitlines():
+        kind, ns = line.split()
+        found[kind].append(int(ns) / 1e3)
+    return found
+
+
+def touch(mib: int) -> None:
+    program = [str(BUILD / "bin" / "bench_overhead_touch"), str(mib)]
+    kernel = touches(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    with tempfile.TemporaryDirectory(dir=engine_bench.CACHE) as work, measure.huge_pages(mib << 20):
+        store = f"{work}/store"
+        run = [measure.kvmemctl(), "run", "--private", "--keep", "--dram", f"{mib // 2}MiB", "--store", store,
+               "--store-size", f"{2 * mib}MiB", "--", *program]
+        done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True)
+        ours = touches(done.stdout)
+        raw_file = f"{work}/raw"
+        with open(raw_file, "wb") as f:
+            for _ in range(128):
+                f.write(os.urandom(engine_bench.PAGE))
+            os.fsync(f.fileno())
+        raw = raw_reads_us(raw_file)
+    for q, name in ((0.5, "p50"), (0.99, "p99")):
+        emit("first_touch", name, quantile(ours["fresh"], q), "us", quantile(kernel["fresh"], q))
+        emit("first_touch_beyond_budget", name, quantile(ours["pressed"], q), "us", quantile(kernel["pressed"], q))
+        emit("restore", name, quantile(ours["restore"], q), "us", quantile(raw, q))
+
+
+def engine(size: str, pairs: int) -> None:
+    python = engine_bench.engine_python()
+    model = engine_bench.CACHE / f"overhead-{size}.gguf"
+    if not model.exists():
+        subprocess.run([python, str(ROOT / "examples" / "make_gguf.py"), str(model), "--size", size, "--quiet"],
+                       check=True, stdout=sys.stderr)
+    dram = int(os.path.getsize(model) * 2.5)
+
+    def tokens_per_s(mode: str) -> float:
+        out = subprocess.run([python, str(ROOT / "examples" / "measure.py"), mode, str(model), "--n-predict", "64",
+                              "--no-drop", "--dram", str(dram)], check=True, stdout=subprocess.PIPE, text=True).stdout
+        return json.loads(out)["steady_tokens_per_s"]
+
+    plain, under, ratios = [], [], []
+    for i in range(pairs):
+        print(f"engine pair {i + 1} of {pairs}", file=sys.stderr)
+        order = [(plain, "plain"), (under, "kvmem")]
+        for into, mode in order if i % 2 == 0 else order[::-1]:
+            into.append(tokens_per_s(mode))
+        ratios.append(under[-1] / plain[-1])
+    emit("engine_fits", "throughput", statistics.median(under), "tokens/s", statistics.median(plain))
+    emit("engine_fits", "ratio_median_of_pairs", statistics.median(ratios), "")
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--case", choices=("malloc", "touch", "engine"), action="append")
+    ap.add_argument("--pairs", type=int, default=9)
+    ap.add_argument("--mib", type=int, default=1024, help="memory that is touched (default 1024)")
+    ap.add_argument("--size", default="600M", help="of the engine's model (default 600M)")
+    ap.add_argument("--json", action="store_true")
+    args = ap.parse_args()
+    engine_bench.CACHE.mkdir(parents=True, exist_ok=True)
+    cases = args.case or ["malloc", "touch", "engine"]
+    if "malloc" in cases:
+        for kind in ("small", "mixed"):
+            malloc_pairs(kind, args.pairs)
+    if "touch" in cases:
+        touch(args.mib)
+    if "engine" in cases:
+        engine(args.size, args.pairs)
+
+
+if __name__ == "__main__":
+    main()
