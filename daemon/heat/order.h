@@ -40,7 +40,6 @@ struct PageHeat {
   std::uint16_t use = 0;      // of the observed passes, the share with a use, in 1/65535
   std::uint8_t seen = 0;      // observed passes, up to kSeenMax
   std::uint8_t interval = 0;  // between passes, logarithmic; 0: came by only once
-  std::uint8_t unused = 0;    // room for one more byte of evidence
 
   std::uint8_t state = 0;
   std::uint8_t hints = 0;

@@ -75,10 +75,11 @@ class Dense : public testing::TestWithParam<DenseCase> {};
 // and the sample now and then that takes another page's place.
 constexpr double kWindowMin = 8;
 
-void expect_near_min(const Result& result, std::uint32_t pages, std::uint64_t capacity) {
+void expect_near_min(const Result& result, std::uint32_t pages, std::uint64_t capacity,
+                     double waits_share = 0.05) {
   const auto least = static_cast<double>(pages - capacity);
   EXPECT_LE(result.reads, std::max(1.05 * least, least + kWindowMin));
-  EXPECT_LE(result.demand, 0.05 * result.reads + 3);
+  EXPECT_LE(result.demand, waits_share * result.reads + 3);
   // 2 % of the touches, and one for every ten waits.
   EXPECT_LE(result.samples, 0.021 * result.touches + 0.11 * result.demand + 1);
 }
@@ -127,7 +128,8 @@ TEST_P(Dense, LearnsAnOrderThatIsNotTheLoadOrder) {
   const Result result = measure(engine, capacity, 8, [&] { model.token(engine); });
   print("dense, loaded otherwise", pages, capacity, result);
   if (percent < 90) {
-    expect_near_min(result, pages, capacity);
+    // A page that stayed resident from the load on is where the load put it, until it is missed.
+    expect_near_min(result, pages, capacity, 0.1);
   } else {
     // Pages that changed places meet one another's unknown neighbours: each costs a wait, once.
     EXPECT_LE(result.reads, 1.05 * static_cast<double>(pages - capacity) + 2 * kWindowMin);
