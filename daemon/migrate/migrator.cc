@@ -117,6 +117,7 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
 
 // The page is where it will stay. Gives back the move, then does what waited for it.
 void Migrator::end(Move& move) {
+  if (move.stage == Move::Stage::kRead) count_reads(-1);
   Region& region = *move.region;
   const std::uint32_t page = move.page;
   std::vector<Waiting> waiters = std::move(move.waiters);
@@ -356,6 +357,16 @@ void Migrator::populated(Move& move) {
   }
 }
 
+void Migrator::count_reads(int change) {
+  const std::uint64_t now = os::now_ns();
+  if (reads_ > 0) {
+    counters_.read_busy_ns += now - reads_changed_ns_;
+    counters_.read_depth_ns += (now - reads_changed_ns_) * reads_;
+  }
+  reads_changed_ns_ = now;
+  reads_ += static_cast<std::uint32_t>(change);
+}
+
 void Migrator::read_origin(Move& move) {
   Region& region = *move.region;
   const std::uint64_t offset = static_cast<std::uint64_t>(move.page) << kPageShift;
@@ -363,6 +374,7 @@ void Migrator::read_origin(Move& move) {
     filled(move);
     return;
   }
+  if (move.stage != Move::Stage::kRead) count_reads(1);
   move.stage = Move::Stage::kRead;
   move.io.run = [](os::Completion* io, int result, std::uint32_t) {
     Move& m = *static_cast<Move::Part<os::Completion>*>(io)->move;
@@ -402,6 +414,7 @@ void Migrator::origin_read(Move& move, int result) {
 
 void Migrator::read_store(Move& move) {
   Region& owner = move.from != nullptr ? *move.from : *move.region;
+  count_reads(1);
   move.stage = Move::Stage::kRead;
   move.read.done = [](tier::ReadOp* op, Status status) {
     Move& m = *static_cast<Move::Part<tier::ReadOp>*>(op)->move;

@@ -161,7 +161,7 @@ class Migrator {
   // Gives the children their copies of a page that is about to change. True: nothing to wait for.
   bool settle_children(Region& region, std::uint32_t page, const Waiting& then);
   bool inherits(const Region& region, std::uint32_t page) const;
-  void requeue_waiters(Move& move);
+  void count_reads(int change);
 
   os::Ring& ring_;
   os::Executor& executor_;
@@ -175,6 +175,8 @@ class Migrator {
   std::deque<Waiting> waiting_;
   std::uint32_t fills_ = 0;
   std::uint32_t demotes_ = 0;
+  std::uint32_t reads_ = 0;  // fills whose read is under way
+  std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;
   bool detached_ = false;

@@ -25,7 +25,9 @@ struct Counters {
   std::uint64_t pages_lost = 0;
   std::uint64_t pages_forked = 0;        // copied for a forked child
   std::uint64_t frames_over_budget = 0;  // granted because nothing could be demoted
-  std::uint64_t populate_failures = 0;   // the machine had no memory for a frame within the budget
+  std::uint64_t read_busy_ns = 0;        // time with at least one page being read
+  std::uint64_t read_depth_ns = 0;  // pages being read, summed over that time: / busy is the depth
+  std::uint64_t populate_failures = 0;  // the machine had no memory for a frame within the budget
 };
 
 }  // namespace kvmem::model
