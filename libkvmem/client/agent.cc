@@ -197,7 +197,7 @@ void wait_until(CallState wanted) {
 
 // REQUIRES g_agent_lock, which has blocked all signals: the agent inherits that.
 int start() {
-  int pair[2];
+  int pair[2] = {-1, -1};
   const long made = sys::call(SYS_socketpair, AF_UNIX,
                               SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sys::arg(pair));
   if (made < 0) return static_cast<int>(made);

@@ -32,10 +32,9 @@ void write_line(const char* const* parts, int count) {
   }
   // The agent holds no copy of the engine's standard error: a reader of a pipe would never see its
   // end. It opens what the engine has there now.
-  char path[48] = "/proc/";
-  strcat(path, decimal(leader_pid.load(std::memory_order_relaxed)).text);
-  strcat(path, "/fd/2");
-  const long fd = sys::open(path, O_WRONLY | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+  Text path;
+  path << "/proc/" << decimal(leader_pid.load(std::memory_order_relaxed)).text << "/fd/2";
+  const long fd = sys::open(path.get(), O_WRONLY | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
   if (fd < 0) return;
   sys::call(SYS_write, fd, sys::arg(line), sys::arg(length));
   sys::close(static_cast<int>(fd));
@@ -58,6 +57,11 @@ void detail(const char* a, const char* b, const char* c) {
 void notice_through_proc(int pid, int agent_tid) {
   leader_pid.store(pid, std::memory_order_relaxed);
   private_tid.store(agent_tid, std::memory_order_relaxed);
+}
+
+Text& Text::operator<<(const char* part) {
+  while (*part != 0 && length_ + 1 < sizeof text_) text_[length_++] = *part++;
+  return *this;
 }
 
 Decimal decimal(long long value) {

@@ -20,4 +20,15 @@ struct Decimal {
 };
 Decimal decimal(long long value);
 
+// A bounded 0-ended text of fixed parts; what does not fit is cut off.
+class Text {
+ public:
+  Text& operator<<(const char* part);
+  const char* get() const { return text_; }
+
+ private:
+  char text_[128] = {};
+  unsigned length_ = 0;
+};
+
 }  // namespace kvmem

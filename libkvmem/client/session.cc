@@ -78,7 +78,7 @@ Status Session::hello(std::uint16_t flags, Descriptors* received) {
 }
 
 Status Session::arm() {
-  int pair[2];
+  int pair[2] = {-1, -1};
   const long made = sys::call(SYS_socketpair, AF_UNIX,
                               SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sys::arg(pair));
   if (made < 0) return Status(Code::kErrno, "socketpair", static_cast<int>(-made));

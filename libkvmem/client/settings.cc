@@ -109,8 +109,8 @@ Settings read_settings(char* const* environment) {
   const char* runtime = lookup(environment, "XDG_RUNTIME_DIR");
   if (runtime != nullptr && *runtime == '/' &&
       strlen(runtime) + sizeof kBelowRuntime <= sizeof s.socket_path) {
-    strcpy(s.socket_path, runtime);
-    strcat(s.socket_path, kBelowRuntime);
+    memcpy(s.socket_path, runtime, strlen(runtime));
+    memcpy(s.socket_path + strlen(runtime), kBelowRuntime, sizeof kBelowRuntime);
     if (s.intercept && is_socket_there(s.socket_path)) return s;
   }
   copy(s.socket_path, "/run/kvmem/kvmemd.sock");

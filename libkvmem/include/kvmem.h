@@ -17,6 +17,8 @@
 #ifndef KVMEM_H
 #define KVMEM_H
 
+/* NOLINTBEGIN(readability-identifier-naming, modernize-*): C's names. */
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -102,4 +104,6 @@ int kvmem_stats(struct kvmem_statistics* stats) KVMEM_NOEXCEPT;
 #ifdef __cplusplus
 }
 #endif
+
+/* NOLINTEND(readability-identifier-naming, modernize-*) */
 #endif

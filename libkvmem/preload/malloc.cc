@@ -12,6 +12,7 @@
 
 using kvmem::in_arena;
 using kvmem::kPageBytes;
+using kvmem::may_be_in_arena;
 using kvmem::host::g_threshold_bytes;
 using kvmem::real::g_real;
 
@@ -48,6 +49,7 @@ KVMEM_COLD void* large_calloc(std::size_t count, std::size_t size) {
 }
 
 KVMEM_COLD void region_free(void* p) {
+  if (!in_arena(p)) return g_real.free(p);
   const KeepErrno keep;
   if (!kvmem::host::release(p)) g_real.free(p);
 }
@@ -93,7 +95,7 @@ KVMEM_INTERPOSED void* malloc(std::size_t size) noexcept {
 }
 
 KVMEM_INTERPOSED void free(void* p) noexcept {
-  if (__builtin_expect(in_arena(p), 0)) return region_free(p);
+  if (__builtin_expect(may_be_in_arena(p), 0)) return region_free(p);
   g_real.free(p);
 }
 

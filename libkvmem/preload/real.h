@@ -31,7 +31,7 @@ struct Functions {
   int (*mlock2)(const void*, std::size_t, unsigned);
   int (*munlock)(const void*, std::size_t);
 };
-extern Functions g_real;
+extern Functions g_real __attribute__((visibility("hidden")));
 
 // Idempotent; any thread, also from inside the loader.
 void resolve();

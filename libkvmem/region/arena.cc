@@ -39,24 +39,26 @@ int create() {
     return -EPERM;
   }
   for (std::uint64_t bytes = kBytesMax; bytes >= kBytesMin; bytes /= 2) {
-    const long at = sys::mmap(0, bytes + kPageBytes, PROT_NONE, kReserveFlags, -1, 0);
+    // Aligned to its size, so that it lies within one slot.
+    const long at = sys::mmap(0, bytes * 2, PROT_NONE, kReserveFlags, -1, 0);
     if (sys::is_error(at)) continue;
     const long map = sys::mmap(0, (bytes >> kPageShift) * sizeof(Word), PROT_READ | PROT_WRITE,
                                kReserveFlags, -1, 0);
     if (sys::is_error(map)) {
-      sys::munmap(static_cast<std::uint64_t>(at), bytes + kPageBytes);
+      sys::munmap(static_cast<std::uint64_t>(at), bytes * 2);
       return -ENOMEM;
     }
     const std::uint64_t start = static_cast<std::uint64_t>(at);
-    const std::uint64_t base = align_up(start, kPageBytes);
+    const std::uint64_t base = align_up(start, bytes);
     if (base != start) sys::munmap(start, base - start);
-    if (const std::uint64_t rest = start + kPageBytes - base; rest != 0) {
+    if (const std::uint64_t rest = start + bytes - base; rest != 0) {
       sys::munmap(base + bytes, rest);
     }
     tags = reinterpret_cast<Word*>(map);
     page_total = bytes >> kPageShift;
     g_arena.base.store(base, std::memory_order_relaxed);
-    g_arena.size_bytes.store(bytes, std::memory_order_release);  // pairs with in_arena
+    g_arena.size_bytes.store(bytes, std::memory_order_release);              // pairs with in_arena
+    g_arena.slot.store(base >> kArenaSlotShift, std::memory_order_release);  // may_be_in_arena
     return 0;
   }
   return -ENOMEM;

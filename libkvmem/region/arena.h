@@ -25,13 +25,23 @@
 
 namespace kvmem {
 
-struct ArenaBounds {
-  std::atomic<std::uint64_t> base{0};
-  std::atomic<std::uint64_t> size_bytes{0};  // released last; zero: there is no arena
-};
-extern ArenaBounds g_arena;
+// The arena lies within one slot of this size, and normally fills it.
+inline constexpr unsigned kArenaSlotShift = 44;  // 16 TiB
+inline constexpr std::uint64_t kNoArenaSlot = ~std::uint64_t{0};
 
-// The one test on the path of every free().
+struct ArenaBounds {
+  std::atomic<std::uint64_t> slot{kNoArenaSlot};  // base >> kArenaSlotShift; released last
+  std::atomic<std::uint64_t> base{0};
+  std::atomic<std::uint64_t> size_bytes{0};  // zero: there is no arena
+};
+// Declared hidden: else every access goes through the global offset table.
+extern ArenaBounds g_arena __attribute__((visibility("hidden")));
+
+// The one test on the path of every free(): false means not in the arena.
+inline bool may_be_in_arena(const void* p) {
+  return reinterpret_cast<std::uintptr_t>(p) >> kArenaSlotShift ==
+         g_arena.slot.load(std::memory_order_acquire);
+}
 inline bool in_arena(std::uint64_t address) {
   const std::uint64_t size_bytes = g_arena.size_bytes.load(std::memory_order_acquire);
   return address - g_arena.base.load(std::memory_order_relaxed) < size_bytes;

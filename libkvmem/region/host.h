@@ -15,7 +15,7 @@ namespace kvmem::host {
 
 // The size at and above which an allocation is worth a region: g_settings.threshold_bytes when
 // intercepting, else never. Read on the path of every malloc().
-extern std::size_t g_threshold_bytes;
+extern std::size_t g_threshold_bytes __attribute__((visibility("hidden")));
 
 // Once, before anything else: reads the environment (main's third argument).
 void install(char* const* environment);

@@ -239,11 +239,9 @@ int announce(const Region& r) {
 
 // The engine's file, in the agent's own descriptor table. Descriptor or -errno.
 int open_engine_file(const Op& op) {
-  char path[96] = "/proc/self/task/";
-  strcat(path, decimal(op.fd_tid).text);
-  strcat(path, "/fd/");
-  strcat(path, decimal(op.fd).text);
-  const long fd = sys::open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  Text path;
+  path << "/proc/self/task/" << decimal(op.fd_tid).text << "/fd/" << decimal(op.fd).text;
+  const long fd = sys::open(path.get(), O_RDONLY | O_CLOEXEC | O_NOCTTY);
   if (fd < 0) return static_cast<int>(fd);
   struct stat s;
   if (sys::call(SYS_fstat, fd, sys::arg(&s)) != 0 || s.st_dev != op.device ||
