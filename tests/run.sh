@@ -81,14 +81,13 @@ suite = tree.parse(sys.argv[1]).getroot()
 status = [case.get("status") for case in suite.iter("testcase")]
 skipped = sum(s in ("notrun", "disabled", "skipped") for s in status)
 bad = [case.get("name") for case, s in zip(suite.iter("testcase"), status) if s == "fail"]
-print(len(status) - skipped - len(bad), len(bad), skipped, *bad)
+print(len(status) - skipped - len(bad), len(bad), skipped, *bad, sep="\n")
 PY
   ) || { fail "$preset: no test report"; return; }
-  local ok bad skip names
-  read -r ok bad skip names <<<"$numbers"
-  passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
-  local name
-  for name in $names; do failures+=("$preset: $name"); done
+  local fields name
+  mapfile -t fields <<<"$numbers"
+  passed=$((passed + fields[0])) failed=$((failed + fields[1])) skipped=$((skipped + fields[2]))
+  for name in "${fields[@]:3}"; do failures+=("$preset: $name"); done
 }
 
 unit_targets() { for f in tests/unit/*_test.cc; do basename "$f" .cc; done; }
