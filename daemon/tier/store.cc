@@ -218,6 +218,7 @@ void Store::Impl::checksum_work(os::Job* job) {
   header->generation = op->generation;
   header->kind = static_cast<std::uint16_t>(op->kind);
   header->codec = format::Codec::kRaw;
+  header->store_epoch = s.store_epoch;
   header->raw_bytes = s.geometry.page_bytes;
   header->stored_bytes = s.geometry.page_bytes;
   header->checksum = format::checksum_page(op->page, s.geometry.page_bytes);

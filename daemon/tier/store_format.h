@@ -67,7 +67,8 @@ struct Superblock {
   std::uint32_t version;
   std::uint32_t slots_per_segment;
   std::uint64_t page_bytes;
-  Id boot;  // the host's boot in which this was written
+  Id boot;                   // the host's boot in which this was written
+  std::uint64_t boot_epoch;  // the store's epoch when it was first opened in that boot
 };
 
 struct SegmentHeader {
@@ -101,6 +102,7 @@ struct RecordHeader {
   std::uint16_t kind;
   Codec codec;
   std::uint32_t reserved;
+  std::uint64_t store_epoch;  // when it was written: tells an ephemeral record of an earlier boot
   std::uint64_t raw_bytes;
   std::uint64_t stored_bytes;
   PageChecksum checksum;  // XXH3-128 of the stored bytes

@@ -49,6 +49,7 @@ class OpQueue {
 };
 
 struct Store::Impl {
+  static constexpr std::uint64_t kNoEpoch = ~0ULL;
   struct Io : os::BlockIo {
     Impl* impl = nullptr;
   };
@@ -60,8 +61,8 @@ struct Store::Impl {
   // -- start-up (store_open.cc)
   // ---------------------------------------------------------------------
   Status open();
-  Status read_superblocks(bool* blank, int* newest, bool* same_boot);
-  Status recover(std::uint64_t segments, bool same_boot);
+  Status read_superblocks(bool* blank, int* newest);
+  Status recover(std::uint64_t segments);
   Status write_superblock(int copy);
 
   // -- operations (store.cc)
@@ -113,6 +114,7 @@ struct Store::Impl {
   format::Geometry geometry;
   format::Id id;
   std::uint64_t store_epoch = 0;
+  std::uint64_t boot_epoch = kNoEpoch;  // of ephemeral records, those before it are of other boots
   BlockBuffer header_memory;
 
   StoreTable table;

@@ -147,8 +147,7 @@ Status Store::Impl::open() {
 
   bool blank = false;
   int newest = 0;  // the copy that counts
-  bool same_boot = false;
-  KV_TRY(read_superblocks(&blank, &newest, &same_boot));
+  KV_TRY(read_superblocks(&blank, &newest));
   // Of a file, also the segment that its end cuts: a file system may have no fallocate.
   const std::uint64_t file_bytes = device->size_bytes();
   std::uint64_t present = geometry.segments_in(file_bytes);
@@ -171,11 +170,12 @@ Status Store::Impl::open() {
     }
     table.finish_recovery(device->grows() ? 0 : present);
   } else {
-    KV_TRY(recover(present, same_boot));
+    KV_TRY(recover(present));
   }
   // Everybody's from here on: older epochs are history. The sync also makes durable what a killed
   // predecessor had written and we found.
   ++store_epoch;
+  if (boot_epoch == kNoEpoch) boot_epoch = store_epoch;
   KV_TRY(write_superblock(blank ? 0 : 1 - newest));
   if (!blank) return {};
   // A new store gets both before it holds anything, so that losing one never looks like a blank
@@ -184,7 +184,7 @@ Status Store::Impl::open() {
   return write_superblock(1);
 }
 
-Status Store::Impl::read_superblocks(bool* blank, int* newest, bool* same_boot) {
+Status Store::Impl::read_superblocks(bool* blank, int* newest) {
   *blank = device->size_bytes() == 0;
   if (*blank) return {};
   BlockBuffer blocks = allocate_blocks(2);
@@ -256,11 +256,11 @@ Status Store::Impl::read_superblocks(bool* blank, int* newest, bool* same_boot) 
   id = best->head.store;
   store_epoch = best->head.epoch;
   const format::Id boot = boot_of(options);
-  *same_boot = best->boot == boot && !(boot == format::Id{});
+  if (best->boot == boot && !(boot == format::Id{})) boot_epoch = best->boot_epoch;
   return {};
 }
 
-Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
+Status Store::Impl::recover(std::uint64_t segments) {
   std::vector<std::uint32_t> unsealed;
   auto read_segment = [&](std::uint64_t number, const void* blocks, int error, bool again) {
     const auto i = static_cast<std::uint32_t>(number);
@@ -279,7 +279,7 @@ Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
     // A superblock may have been lost: no epoch is ever given twice.
     store_epoch = std::max(store_epoch, epoch >> 32);
     const auto kind = static_cast<RecordKind>(header->kind);
-    if (kind == RecordKind::kEphemeral && !same_boot) return true;  // nothing in it outlives a boot
+    if (kind == RecordKind::kEphemeral && epoch >> 32 < boot_epoch) return true;
     const auto* index = format::as<format::Index>(index_block);
     const bool sealed =
         kind == RecordKind::kPersistent &&
@@ -326,7 +326,7 @@ Status Store::Impl::recover(std::uint64_t segments, bool same_boot) {
       return false;
     }
     const auto kind = static_cast<RecordKind>(header->kind);
-    if (kind == RecordKind::kPersistent || same_boot) {
+    if (kind == RecordKind::kPersistent || header->store_epoch >= boot_epoch) {
       table.recover_slot(slot, header->key, header->generation, kind);
     }
     return true;
@@ -352,6 +352,7 @@ Status Store::Impl::write_superblock(int copy) {
   superblock->slots_per_segment = geometry.slots_per_segment;
   superblock->page_bytes = geometry.page_bytes;
   superblock->boot = boot_of(options);
+  superblock->boot_epoch = boot_epoch;
   format::finish_block(block);
   BlockingIo io;
   io.offset = offset;

@@ -79,12 +79,13 @@ class SimMedia {
     if (random.one_in(faults.read_elsewhere) && inject_read_fault()) {
       from = random.below(view_.size() / 4096 + 1) * 4096;
     }
-    std::uint64_t moved = 0;
-    for (unsigned i = 0; i < io.part_count; ++i) {
-      for (std::uint64_t k = 0; k < io.parts[i].iov_len; ++k, ++moved) {
-        if (moved == limit_bytes || from + moved >= view_.size()) return static_cast<int>(moved);
-        static_cast<std::uint8_t*>(io.parts[i].iov_base)[k] = view_[from + moved];
-      }
+    const std::uint64_t there = from < view_.size() ? view_.size() - from : 0;
+    std::uint64_t left = std::min({io.size_bytes(), limit_bytes, there});
+    const std::uint64_t moved = left;
+    for (unsigned i = 0; i < io.part_count && left > 0; ++i) {
+      const std::uint64_t n = std::min<std::uint64_t>(left, io.parts[i].iov_len);
+      std::memcpy(io.parts[i].iov_base, view_.data() + from + (moved - left), n);
+      left -= n;
     }
     if (random.one_in(faults.read_flip) && inject_read_fault()) {
       const iovec& part = io.parts[random.below(io.part_count)];
