@@ -1,6 +1,7 @@
 // kvmemd: options, configuration, signals; then the loop until told to stop.
 
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
@@ -237,6 +238,15 @@ int run(int argc, char** argv) {
     auto listening = os::listen_at(config.daemon.socket, config.daemon.mode);
     if (!listening.ok()) return fail(config.daemon.socket.c_str(), listening.status());
     listener = *std::move(listening);
+    if (!config.daemon.group.empty()) {
+      const group* owner =
+          ::getgrnam(config.daemon.group.c_str());  // NOLINT(concurrency-mt-unsafe)
+      if (owner == nullptr)
+        return fail("daemon.group", Status(Code::kInvalid, "there is no such group"));
+      if (::chown(config.daemon.socket.c_str(), static_cast<uid_t>(-1), owner->gr_gid) != 0) {
+        return fail("daemon.group", Status::from_errno("chown"));
+      }
+    }
   }
   daemon.server =
       std::make_unique<server::Server>(*daemon.loop, std::move(listener), runtime_dir, config);

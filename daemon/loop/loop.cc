@@ -131,6 +131,13 @@ void Loop::plan() {
     dram_.set_capacity(effective_pages_);
     planner_.set_capacity(effective_pages_);
     last_shortage_ns_ = os::now_ns();
+    if (last_shortage_ns_ - last_shortage_log_ns_ > kPressureLogNs) {
+      last_shortage_log_ns_ = last_shortage_ns_;
+      os::log(os::Severity::kWarning,
+              "the machine has no memory for more than %" PRIu64 " of the %" PRIu64
+              " pages of dram.budget: living with those until it has",
+              effective_pages_, options_.dram_pages);
+    }
   }
   const std::uint64_t used = dram_.used_pages();
   const std::uint64_t capacity = dram_.capacity_pages();
@@ -227,7 +234,6 @@ Result<Region*> Loop::install(std::unique_ptr<Region> region) {
   }
   region->slot = free_slots_.back();
   free_slots_.pop_back();
-  region->notes.resize(region->page_count());
   by_slot_[region->slot] = region.get();
   regions_.push_back(std::move(region));
   Region& installed = *regions_.back();

@@ -166,6 +166,7 @@ class Loop final : public migrate::Observer {
   bool sampling_ = true;
   std::uint64_t effective_pages_ = 0;  // the budget, less while the machine gives fewer frames
   std::uint64_t last_shortage_ns_ = 0;
+  std::uint64_t last_shortage_log_ns_ = 0;
   std::uint64_t last_pressure_log_ns_ = 0;
   os::Timer tick_;
 };

@@ -27,9 +27,11 @@ struct Migrator::Move {
   std::uint16_t index = 0;
   Kind kind = Kind::kFill;
   Stage stage = Stage::kPopulate;
-  bool ahead = false;        // fill: nobody asked
-  bool takes_frame = false;  // fill: the page had none
-  bool cancelled = false;    // demote: the page came back into use; the record is void
+  bool ahead = false;         // fill: nobody asked
+  bool takes_frame = false;   // fill: the page had none
+  bool cancelled = false;     // demote: the page came back into use; the record is void
+  bool discard = false;       // the engine dropped the contents meanwhile
+  bool discard_from = false;  // those of the page that is copied
   unsigned tries = 0;
   Region* region = nullptr;
   std::uint32_t page = 0;
@@ -56,6 +58,12 @@ struct Migrator::Move {
 };
 
 namespace {
+
+constexpr std::uint64_t kIdle = ~std::uint64_t{0};
+
+std::uint64_t busy_key(const Region& region, std::uint32_t page) {
+  return static_cast<std::uint64_t>(region.slot) << 32 | page;
+}
 
 Residency with_flags(Residency entry, std::uint8_t set, std::uint8_t clear) {
   entry.flags = static_cast<std::uint8_t>((entry.flags & ~clear) | set);
@@ -86,21 +94,24 @@ Migrator::Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNode& nod
     moves_.push_back(std::move(move));
     free_moves_.push_back(static_cast<std::uint16_t>(count - 1 - i));
   }
+  busy_pages_.assign(count * 2, kIdle);
 }
 
 Migrator::~Migrator() { KV_CHECK(free_moves_.size() == moves_.size()); }
 
 Migrator::Move* Migrator::move_of(const Region& region, std::uint32_t page) {
-  const std::uint16_t index = region.notes[page].move;
-  return index == PageNote::kNoMove ? nullptr : moves_[index - 1U].get();
+  const auto found = std::find(busy_pages_.begin(), busy_pages_.end(), busy_key(region, page));
+  return found == busy_pages_.end()
+             ? nullptr
+             : moves_[static_cast<std::size_t>(found - busy_pages_.begin()) / 2].get();
 }
 
 Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   if (free_moves_.empty()) return nullptr;
   Move& move = *moves_[free_moves_.back()];
   free_moves_.pop_back();
-  KV_CHECK(region.notes[page].move == PageNote::kNoMove);
-  region.notes[page].move = static_cast<std::uint16_t>(move.index + 1);
+  KV_CHECK(move_of(region, page) == nullptr);
+  busy_pages_[move.index * 2U] = busy_key(region, page);
   ++region.moves_in_flight;
   ++(kind == Kind::kFill ? fills_ : demotes_);
   move.kind = kind;
@@ -125,18 +136,15 @@ void Migrator::end(Move& move) {
   move.waiters.clear();
   move.countdowns.clear();
   --(move.kind == Kind::kFill ? fills_ : demotes_);
-  region.notes[page].move = PageNote::kNoMove;
+  const bool discards[] = {std::exchange(move.discard, false),
+                           std::exchange(move.discard_from, false)};
+  busy_pages_[move.index * 2U] = busy_pages_[move.index * 2U + 1] = kIdle;
   --region.moves_in_flight;
   Region* from = std::exchange(move.from, nullptr);
   free_moves_.push_back(move.index);
-  for (Region* r : {&region, from}) {
-    if (r == nullptr) continue;
-    if (r == from) {
-      r->notes[page].move = PageNote::kNoMove;
-      --r->moves_in_flight;
-    }
-    if (std::exchange(r->notes[page].discard, false) && !r->closing) discard(*r, page, 1, nullptr);
-  }
+  if (from != nullptr) --from->moves_in_flight;
+  if (discards[0] && !region.closing) discard(region, page, 1, nullptr);
+  if (discards[1] && !from->closing) discard(*from, page, 1, nullptr);
   for (const Waiting& w : waiters) {
     if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
   }
@@ -299,7 +307,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
   move->ahead = ahead;
   move->from = from;
   if (from != nullptr) {
-    from->notes[page].move = static_cast<std::uint16_t>(move->index + 1);
+    busy_pages_[move->index * 2U + 1] = busy_key(*from, page);
     ++from->moves_in_flight;
   }
   if (demand != nullptr) move->await(*demand);
@@ -694,7 +702,7 @@ void Migrator::discard(Region& region, std::uint32_t first, std::uint32_t count,
       move.countdowns.push_back(countdown);
     };
     if (Move* move = move_of(region, page); move != nullptr) {
-      region.notes[page].discard = true;  // done when that move ends
+      (move->region == &region ? move->discard : move->discard_from) = true;  // done at its end
       wait_for(*move);
       continue;
     }
@@ -703,7 +711,7 @@ void Migrator::discard(Region& region, std::uint32_t first, std::uint32_t count,
       const Waiting nobody{nullptr, page, false, 0};
       if (!settle_children(region, page, nobody)) {
         if (Move* move = move_of(region, page); move != nullptr) {
-          region.notes[page].discard = true;
+          (move->region == &region ? move->discard : move->discard_from) = true;
           wait_for(*move);
         }
         continue;

@@ -41,15 +41,6 @@ struct View {
   }
 };
 
-// The daemon's own word on a page, 4 bytes beside the 8 of the residency table.
-struct PageNote {
-  static constexpr std::uint16_t kNoMove = 0;
-  std::uint16_t move = kNoMove;  // index of the move in flight, + 1
-  bool discard = false;          // contents dropped by the engine while a move was in flight
-  bool waiting = false;          // a fault waits for a frame
-};
-static_assert(sizeof(PageNote) == 4);
-
 struct Region {
   model::RegionSlot slot = 0;
   std::uint64_t id = 0;  // unique in this host's daemons, old and new
@@ -60,7 +51,6 @@ struct Region {
   os::SharedMemory memory;
   residency::ResidencyTable table;
   std::unique_ptr<tier::Origin> origin;  // null: anonymous
-  std::vector<PageNote> notes;
   std::vector<std::unique_ptr<View>> views;
   std::uint32_t moves_in_flight = 0;
   bool closing = false;

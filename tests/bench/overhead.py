@@ -5,6 +5,7 @@
   engine    tokens/s when everything fits into the budget, against the engine alone
   touch     first touch of a fresh page and restore of a stored one, against the kernel's own first
             touch of 2 MiB and a raw O_DIRECT read of 2 MiB from the same disk
+  idle      an idle daemon: its own memory, its CPU time, and what it keeps for each page
 
 Adjacent pairs; what is printed are medians over the pairs, and p50/p99 over touches.
 """
@@ -94,6 +95,43 @@ def touch(mib: int) -> None:
         emit("restore", name, quantile(ours["restore"], q), "us", quantile(raw, q))
 
 
+def idle(seconds: float = 20.0) -> None:
+    with tempfile.TemporaryDirectory(dir=engine_bench.CACHE) as work:
+        socket = f"{work}/sock"
+        daemon = subprocess.Popen([BUILD / "bin" / "kvmemd", "--socket", socket, "--runtime-dir", work, "--dram", "1GiB",
+                                   "--store", f"{work}/store", "--store-size", "4GiB"], stderr=subprocess.DEVNULL)
+        try:
+            def status() -> dict:
+                got = subprocess.run([measure.kvmemctl(), "--socket", socket, "status", "--json"],
+                                     stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+                return json.loads(got.stdout) if got.returncode == 0 else {}
+
+            def cpu_s() -> float:
+                fields = Path(f"/proc/{daemon.pid}/stat").read_text().rsplit(")", 1)[1].split()
+                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+            deadline = time.monotonic() + 10
+            while not status() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            before = cpu_s()
+            time.sleep(seconds)
+            emit("idle", "cpu", (cpu_s() - before) / seconds * 100, "%", 0.1)
+            emit("idle", "rss", status()["daemon"]["rss_bytes"] / 1e6, "MB", 20)
+            env = {**os.environ, "LD_PRELOAD": str(BUILD / "lib" / "libkvmem.so"), "KVMEM_SOCKET": socket}
+            program = [str(BUILD / "bin" / "bench_overhead_touch"), "512"]
+            engine_run = subprocess.Popen(program, env=env, stdout=subprocess.DEVNULL)
+            while engine_run.poll() is None:
+                now = status()
+                if now["regions"]:
+                    pages = now["regions"][0]["page_count"]
+                    # The residency word and the note of a page, beside what the planner says it has.
+                    per_page = now["daemon"]["metadata_bytes"] / pages + 8 + 4
+            emit("idle", "metadata", per_page, "B/page", 32)
+        finally:
+            daemon.terminate()
+            daemon.wait(10)
+
+
 def engine(size: str, pairs: int) -> None:
     python = engine_bench.engine_python()
     model = engine_bench.CACHE / f"overhead-{size}.gguf"
@@ -120,19 +158,21 @@ def engine(size: str, pairs: int) -> None:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--case", choices=("malloc", "touch", "engine"), action="append")
+    ap.add_argument("--case", choices=("malloc", "touch", "idle", "engine"), action="append")
     ap.add_argument("--pairs", type=int, default=9)
     ap.add_argument("--mib", type=int, default=1024, help="memory that is touched (default 1024)")
     ap.add_argument("--size", default="600M", help="of the engine's model (default 600M)")
     ap.add_argument("--json", action="store_true")
     args = ap.parse_args()
     engine_bench.CACHE.mkdir(parents=True, exist_ok=True)
-    cases = args.case or ["malloc", "touch", "engine"]
+    cases = args.case or ["malloc", "touch", "idle", "engine"]
     if "malloc" in cases:
         for kind in ("small", "mixed"):
             malloc_pairs(kind, args.pairs)
     if "touch" in cases:
         touch(args.mib)
+    if "idle" in cases:
+        idle()
     if "engine" in cases:
         engine(args.size, args.pairs)
 
