@@ -124,8 +124,8 @@ def idle(seconds: float = 20.0) -> None:
                 now = status()
                 if now["regions"]:
                     pages = now["regions"][0]["page_count"]
-                    # The residency word and the note of a page, beside what the planner says it has.
-                    per_page = now["daemon"]["metadata_bytes"] / pages + 8 + 4
+                    # The residency word of a page, beside what the planner says it has.
+                    per_page = now["daemon"]["metadata_bytes"] / pages + 8
             emit("idle", "metadata", per_page, "B/page", 32)
         finally:
             daemon.terminate()
