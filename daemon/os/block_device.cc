@@ -38,7 +38,8 @@ class BlockFile final : public BlockDevice {
   }
   void reserve(BlockIo* io, std::uint64_t size_bytes) override {
     ring_.prepare(io, [&](io_uring_sqe* sqe) {
-      io_uring_prep_fallocate(sqe, fd_.get(), 0, io->offset, size_bytes);
+      io_uring_prep_fallocate(sqe, fd_.get(), 0, static_cast<off_t>(io->offset),
+                              static_cast<off_t>(size_bytes));
     });
   }
   Status wait() override {

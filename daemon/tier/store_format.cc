@@ -1,6 +1,11 @@
 #include "tier/store_format.h"
 
 #include <xxhash.h>
+#if defined(__x86_64__)
+// XXH3 by what the processor has (AVX2: 29 GB/s, AVX-512 the same) and not by what the distribution
+// compiled for (SSE2: 19 GB/s).
+#include <xxh_x86dispatch.h>
+#endif
 
 namespace kvmem::tier::format {
 
@@ -8,11 +13,11 @@ namespace {
 
 std::uint64_t checksum_block(const void* block) {
   // Hashed around the checksum field, so that a block can be checked where it lies.
-  constexpr std::size_t kField = offsetof(BlockHead, checksum);
-  constexpr std::size_t kAfter = kField + sizeof(BlockHead::checksum);
+  constexpr std::size_t field = offsetof(BlockHead, checksum);
+  constexpr std::size_t after = field + sizeof(BlockHead::checksum);
   const auto* bytes = static_cast<const unsigned char*>(block);
-  const XXH64_hash_t front = XXH3_64bits(bytes, kField);
-  return XXH3_64bits_withSeed(bytes + kAfter, kBlockBytes - kAfter, front);
+  const XXH64_hash_t front = XXH3_64bits(bytes, field);
+  return XXH3_64bits_withSeed(bytes + after, kBlockBytes - after, front);
 }
 
 }  // namespace

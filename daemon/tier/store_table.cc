@@ -15,6 +15,7 @@ Result<StoreTable> StoreTable::create(std::uint64_t segments, std::uint64_t usab
   }
   StoreTable table;
   table.slots_per_segment_ = slots_per_segment;
+  table.all_slots_ = slots_per_segment == 64 ? ~0ULL : (1ULL << slots_per_segment) - 1;
   table.usable_ = usable;
   // calloc of this size is a fresh mapping: slots that are never touched take no memory.
   table.slots_.reset(static_cast<Slot*>(std::calloc(slots == 0 ? 1 : slots, sizeof(Slot))));
@@ -28,7 +29,7 @@ Result<StoreTable> StoreTable::create(std::uint64_t segments, std::uint64_t usab
   } catch (const std::bad_alloc&) {
     return Status(Code::kNoMemory, "store: segment table");
   }
-  for (Segment& segment : table.segments_) segment.free = table.all_slots();
+  for (Segment& segment : table.segments_) segment.free = table.all_slots_;
   return table;
 }
 
@@ -61,8 +62,8 @@ void StoreTable::count(Segment& segment, std::uint32_t i) {
     case SegmentState::kOpen:
       takable_[kind] += static_cast<unsigned>(std::popcount(segment.free));
       if (segment.live + segment.writing == 0) ++open_empty_[kind];
-      if (segment.free != 0 && !segment.in_available[kind] && current_[kind] != i) {
-        segment.in_available[kind] = true;
+      if (segment.free != 0 && (segment.in_available & 1U << kind) == 0 && current_[kind] != i) {
+        segment.in_available |= static_cast<std::uint8_t>(1U << kind);
         available_[kind].push_back(i);
       }
       break;
@@ -166,7 +167,7 @@ bool StoreTable::take(RecordKind kind, bool overflow, std::uint32_t* slot) {
       if (list.empty()) break;
       current_[k] = list.back();
       list.pop_back();
-      segments_[current_[k]].in_available[k] = false;
+      segments_[current_[k]].in_available &= static_cast<std::uint8_t>(~(1U << k));
     }
     if (current_[k] != kNoSegment) {
       const std::uint32_t i = current_[k];
@@ -480,7 +481,7 @@ void StoreTable::validate() const {
     }
     KV_CHECK(held == segment.live && persistent == segment.live_persistent &&
              writing == segment.writing);
-    KV_CHECK((segment.free & ~all_slots()) == 0);
+    KV_CHECK((segment.free & ~all_slots_) == 0);
     if (segment.state == SegmentState::kFailed) ++failed;
     if (i >= used_) KV_CHECK(segment.state == SegmentState::kEmpty && held + writing == 0);
     switch (segment.state) {
@@ -501,7 +502,8 @@ void StoreTable::validate() const {
     if (segment.state == SegmentState::kOpen) {
       takable[kind] += static_cast<unsigned>(std::popcount(segment.free));
       if (held + writing == 0) ++open_empty[kind];
-      KV_CHECK(segment.free == 0 || segment.in_available[kind] || current_[kind] == i);
+      KV_CHECK(segment.free == 0 || (segment.in_available & 1U << kind) != 0 ||
+               current_[kind] == i);
     }
     if (segment.state == SegmentState::kSealed) {
       KV_CHECK(held > 0);

@@ -50,7 +50,7 @@ struct Segment {
   SegmentState state = SegmentState::kEmpty;
   RecordKind kind = RecordKind::kEphemeral;
   // Whether it is in the list of that name; lists are cleaned when they are read.
-  bool in_available[2] = {};
+  std::uint8_t in_available = 0;  // one bit a RecordKind
   bool in_empty = false;
   bool in_dirty = false;
   bool in_full = false;
@@ -141,7 +141,6 @@ class StoreTable {
   static unsigned index(RecordKind kind) { return static_cast<unsigned>(kind); }
   static SlotState state(const Slot& s) { return static_cast<SlotState>(s.state); }
   std::uint64_t bit(std::uint32_t slot) const { return 1ULL << slot % slots_per_segment_; }
-  std::uint64_t all_slots() const { return ~0ULL >> (64 - slots_per_segment_); }
   bool is_usable(std::uint32_t segment) const { return segment < usable_; }
 
   // Every change of a segment stands between these: they keep the totals below.
@@ -151,7 +150,8 @@ class StoreTable {
   void change(std::uint32_t i, Change&& change);
   void set_free(std::uint32_t slot);
 
-  std::uint32_t slots_per_segment_ = 0;
+  std::uint32_t slots_per_segment_ = 1;
+  std::uint64_t all_slots_ = 1;  // one bit a slot
   std::uint64_t usable_ = 0;
   std::uint64_t used_ = 0;  // segments from here on were never opened
   std::unique_ptr<Slot[], Free> slots_;

@@ -65,7 +65,7 @@ struct Bench {
 
   [[noreturn]] static void die(const char* what, const Status& status) {
     std::fprintf(stderr, "bench_store: %s: %s (%d)\n", what, status.what(), status.detail());
-    std::exit(1);
+    std::_Exit(1);
   }
 
   void start(Lane& lane) {
@@ -78,7 +78,7 @@ struct Bench {
         const Record old = records[pick];
         records[pick] = records.back();
         records.pop_back();
-        if (!store->release(old.key, old.generation, old.locator).ok()) std::exit(1);
+        if (!store->release(old.key, old.generation, old.locator).ok()) std::_Exit(1);
       }
       lane.write.key = {1, 2};
       lane.write.generation = ++generation;
@@ -139,8 +139,8 @@ int run(int argc, char** argv) {
   void* memory = ::mmap(nullptr, memory_bytes + kPageBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) Bench::die("mmap", Status::from_errno("mmap"));
-  auto* pages =
-      reinterpret_cast<char*>(align_up(reinterpret_cast<std::uintptr_t>(memory), kPageBytes));
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  char* pages = static_cast<char*>(memory) + (align_up(address, kPageBytes) - address);
   ::madvise(pages, memory_bytes, MADV_HUGEPAGE);
   std::mt19937_64 noise(1);
   for (std::size_t i = 0; i < memory_bytes; i += 8) {
