@@ -234,40 +234,6 @@ Read read_budget(const Value& value, const Machine& machine, Config& c) {
   return {};
 }
 
-// A number is pages, text a size or a percentage of the budget; rounded up to whole pages.
-Read read_reserve(const Value& value, const Config& c, std::uint64_t* out) {
-  if (const auto* const i = std::get_if<std::int64_t>(&value)) {
-    if (*i < 0) return Fault{std::to_string(*i) + " is negative", "write pages, or \"2%\""};
-    *out = static_cast<std::uint64_t>(*i);
-  } else {
-    std::uint64_t size_bytes = 0;
-    if (Read fault = read_size(value, c.dram.budget_bytes, &size_bytes)) return fault;
-    *out = pages_for(size_bytes);
-  }
-  if (*out == 0) return Fault{written(value) + " keeps no page free", "write at least 1"};
-  const std::uint64_t most = c.dram.budget_pages() / 2;
-  if (*out > most) {
-    return Fault{written(value) + " is " + std::to_string(*out) + " pages",
-                 "at most half the budget can be kept free: " + std::to_string(most) + " pages"};
-  }
-  return {};
-}
-
-Read read_reserve_high(const Value& value, const Machine&, Config& c) {
-  if (Read fault = read_reserve(value, c, &c.dram.reserve_high_pages)) return fault;
-  // Two shares of a small budget may round to the same page.
-  if (std::holds_alternative<std::string>(value) &&
-      c.dram.reserve_high_pages == c.dram.reserve_low_pages) {
-    ++c.dram.reserve_high_pages;
-  }
-  if (c.dram.reserve_high_pages <= c.dram.reserve_low_pages) {
-    return Fault{written(value) + " is " + std::to_string(c.dram.reserve_high_pages) + " pages",
-                 "it must be more than dram.reserve_low, which is " +
-                     std::to_string(c.dram.reserve_low_pages)};
-  }
-  return {};
-}
-
 Read read_store_size(const Value& value, const Machine&, Config& c) {
   std::uint64_t size_bytes = 0;
   if (Read fault = read_size(value, 0, &size_bytes)) return fault;
@@ -321,14 +287,6 @@ constexpr Field kFields[] = {
     {"dram.budget", "\"50%\"", true,
      "page frames in DRAM for all engines together: a size, or % of the memory the daemon may have",
      read_budget, [](const Config& c) { return in_quotes(show_size(c.dram.budget_bytes)); }},
-    {"dram.reserve_low", "\"1%\"", true,
-     "demotion starts below this many free frames: pages, a size, or % of the budget",
-     [](const Value& v, const Machine&, Config& c) {
-       return read_reserve(v, c, &c.dram.reserve_low_pages);
-     },
-     [](const Config& c) { return std::to_string(c.dram.reserve_low_pages); }},
-    {"dram.reserve_high", "\"2%\"", true, "demotion rests at this many free frames",
-     read_reserve_high, [](const Config& c) { return std::to_string(c.dram.reserve_high_pages); }},
     {"dram.huge_pages", "\"auto\"", false,
      "\"auto\": hugetlb pages where the pool has them; \"require\": nothing else; \"off\": never",
      [](const Value& v, const Machine&, Config& c) {
@@ -348,12 +306,15 @@ constexpr Field kFields[] = {
      },
      [](const Config& c) { return in_quotes(show_duration(c.nvme.sync_interval_ns)); }},
 
-    {"quota.per_uid_dram", "\"100%\"", true, "frames of one user: a size, or % of the budget",
+    {"quota.per_uid_dram", "\"100%\"", true,
+     "one user's allocations are no larger than this and per_uid_store together: a size, or % of "
+     "the budget",
      [](const Value& v, const Machine&, Config& c) {
        return read_quota(v, c.dram.budget_bytes, &c.quota.per_uid_dram_bytes);
      },
      [](const Config& c) { return in_quotes(show_size(c.quota.per_uid_dram_bytes)); }},
-    {"quota.per_uid_store", "\"100%\"", true, "stored bytes of one user: a size, or % of the store",
+    {"quota.per_uid_store", "\"100%\"", true,
+     "what is added to per_uid_dram: a size, or % of the store",
      [](const Value& v, const Machine&, Config& c) {
        return read_quota(v, c.nvme.size_bytes, &c.quota.per_uid_store_bytes);
      },
@@ -369,7 +330,7 @@ constexpr Field kFields[] = {
      },
      [](const Config& c) { return std::to_string(c.quota.regions_max); }},
 
-    {"policy.prefetch_depth", "\"auto\"", true,
+    {"policy.prefetch_depth", "\"auto\"", false,
      "pages fetched ahead of use; 0: none; \"auto\": as deep as the disk needs",
      read_prefetch_depth,
      [](const Config& c) {
@@ -624,10 +585,8 @@ std::vector<Change> diff(const Config& running, const Config& wanted) {
 Config with_live_changes(const Config& running, const Config& wanted) {
   Config out = running;
   out.dram.budget_bytes = wanted.dram.budget_bytes;
-  out.dram.reserve_low_pages = wanted.dram.reserve_low_pages;
-  out.dram.reserve_high_pages = wanted.dram.reserve_high_pages;
   out.quota = wanted.quota;
-  out.policy = wanted.policy;
+  out.policy.sampling = wanted.policy.sampling;
   out.log = wanted.log;
   return out;
 }

@@ -43,12 +43,10 @@ struct Config {
     std::string socket = kDefaultSocket;
     std::uint32_t mode = 0660;  // of the socket; ignored for a socket that systemd hands over
     std::string group;          // of the socket; empty: the daemon's own
-    std::string runtime_dir;    // locks and leases; empty in the file: the socket's directory
+    std::string runtime_dir;    // locks and leases; never empty: the socket's directory
   } daemon;
   struct Dram {
     std::uint64_t budget_bytes = kDramBudgetMinBytes;  // frames, all regions together; whole pages
-    std::uint64_t reserve_low_pages = 0;   // fewer free frames than this: demotion starts
-    std::uint64_t reserve_high_pages = 0;  // as many free frames as this: demotion rests
     HugePages huge_pages = HugePages::kAuto;
 
     std::uint64_t budget_pages() const { return budget_bytes / kPageBytes; }
@@ -59,7 +57,7 @@ struct Config {
     std::uint64_t sync_interval_ns = 0;
   } nvme;
   struct Quota {
-    std::uint64_t per_uid_dram_bytes = 0;
+    std::uint64_t per_uid_dram_bytes = 0;  // anonymous regions of a uid: no more than both
     std::uint64_t per_uid_store_bytes = 0;
     std::uint32_t sessions_max = 0;  // per uid
     std::uint32_t regions_max = 0;   // per uid

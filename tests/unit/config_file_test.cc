@@ -55,8 +55,6 @@ group = "kvmem"
 runtime_dir = "/tmp/run"
 [dram]
 budget = "4GiB"
-reserve_low = 10
-reserve_high = "128MiB"
 huge_pages = "off"
 [nvme]
 path = "/var/lib/kvmem/store"
@@ -80,8 +78,6 @@ TEST(Config, EmptyFileMeansDefaults) {
   EXPECT_EQ(c.daemon.mode, 0660u);
   EXPECT_EQ(c.daemon.runtime_dir, "/run/kvmem");
   EXPECT_EQ(c.dram.budget_bytes, 8 * kGiB);
-  EXPECT_EQ(c.dram.reserve_low_pages, 41u);  // 1 % of 4096 pages, rounded up
-  EXPECT_EQ(c.dram.reserve_high_pages, 82u);
   EXPECT_EQ(c.dram.huge_pages, HugePages::kAuto);
   EXPECT_EQ(c.nvme.path, "");
   EXPECT_EQ(c.nvme.sync_interval_ns, 50'000'000u);
@@ -99,8 +95,6 @@ TEST(Config, EveryKeyIsRead) {
   EXPECT_EQ(c.daemon.group, "kvmem");
   EXPECT_EQ(c.daemon.runtime_dir, "/tmp/run");
   EXPECT_EQ(c.dram.budget_bytes, 4 * kGiB);
-  EXPECT_EQ(c.dram.reserve_low_pages, 10u);
-  EXPECT_EQ(c.dram.reserve_high_pages, 64u);
   EXPECT_EQ(c.dram.huge_pages, HugePages::kOff);
   EXPECT_EQ(c.nvme.path, "/var/lib/kvmem/store");
   EXPECT_EQ(c.nvme.size_bytes, 100 * kGiB);
@@ -169,20 +163,6 @@ TEST(Config, BudgetHasALeastAndAMost) {
   EXPECT_EQ(config_of("[dram]\nbudget = \"65MiB\"\n").dram.budget_bytes, 64 * kMiB);  // whole pages
 }
 
-TEST(Config, SmallestBudgetStillHasBothWatermarks) {
-  const Config c = config_of("[dram]\nbudget = \"64MiB\"\n");
-  EXPECT_EQ(c.dram.reserve_low_pages, 1u);
-  EXPECT_GT(c.dram.reserve_high_pages, 1u);
-}
-
-TEST(Config, WatermarksAreOrderedAndBounded) {
-  EXPECT_THAT(problems_of("[dram]\nreserve_low = 100\nreserve_high = 100\n"),
-              ElementsAre(HasSubstr("more than dram.reserve_low")));
-  EXPECT_THAT(problems_of("[dram]\nreserve_low = 0\n"), ElementsAre(HasSubstr("at least 1")));
-  EXPECT_THAT(problems_of("[dram]\nreserve_high = \"51%\"\n"),
-              ElementsAre(HasSubstr("half the budget")));
-}
-
 TEST(Config, WrongTypesAreRefusedNotConverted) {
   EXPECT_THAT(problems_of("[dram]\nbudget = 1.5\n"), SizeIs(1));
   EXPECT_THAT(problems_of("[dram]\nbudget = true\n"), SizeIs(1));
@@ -248,7 +228,7 @@ TEST(Config, DiffSaysWhichKeysNeedARestart) {
   EXPECT_EQ(changes.size(), keys().size());
   EXPECT_EQ(changed_keys(changes, false),
             "daemon.socket daemon.mode daemon.group daemon.runtime_dir dram.huge_pages nvme.path "
-            "nvme.size nvme.sync_interval");
+            "nvme.size nvme.sync_interval policy.prefetch_depth");
 }
 
 TEST(Config, LiveChangesAreExactlyTheLiveKeys) {
