@@ -208,8 +208,7 @@ int run(int argc, char** argv) {
   if (!daemon.signals) return fail("signals", Status::from_errno("signalfd"));
 
   const config::Config& config = daemon.config;
-  std::string runtime_dir = config.daemon.runtime_dir;
-  if (runtime_dir.empty()) runtime_dir = parent_of(config.daemon.socket);
+  const std::string& runtime_dir = config.daemon.runtime_dir;
   for (const std::string& dir : {runtime_dir, parent_of(config.daemon.socket)}) {
     if (::mkdir(dir.c_str(), 0755) != 0 && errno != EEXIST)
       return fail(dir.c_str(), Status::from_errno("mkdir"));
