@@ -177,7 +177,7 @@ void* agent_main(void*) {
   sys::call(SYS_prctl, PR_SET_NAME, sys::arg("kvmem"));
   const int kept = take_private_table(agent.wake_agent);
   if (kept >= 0) {
-    notice_through_proc(sys::pid(), sys::tid());
+    descriptors_are_apart(sys::pid(), sys::tid());
     agent.is_private.store(true, std::memory_order_relaxed);
   }
   new (session_storage) Session;
@@ -262,6 +262,7 @@ int run_on_agent(int (*function)(void*), void* context) {
   }
   wait_until(kDone);
   call.state.store(kIdle, std::memory_order_relaxed);
+  write_left_line();
   return call.result;
 }
 
@@ -274,7 +275,7 @@ bool forget_agent() {
   agent.running = false;
   agent.calls_only = false;
   agent.wake = agent.wake_agent = -1;
-  notice_through_proc(0, 0);
+  descriptors_are_apart(0, 0);
   return is_shared;
 }
 

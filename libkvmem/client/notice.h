@@ -1,4 +1,8 @@
 // The one line kvmem may write to an engine's standard error, when it cannot serve.
+//
+// It goes to the file that descriptor 2 was at load, and nowhere if descriptor 2 is another by now:
+// the engine may have reused the number for its data. It raises no SIGPIPE, touches no errno, and
+// is given up if the reader leaves no room for it for a second.
 #pragma once
 
 namespace kvmem {
@@ -11,8 +15,13 @@ void notice(const char* a, const char* b = nullptr, const char* c = nullptr,
 // As notice, only with KVMEM_VERBOSE.
 void detail(const char* a, const char* b = nullptr, const char* c = nullptr);
 
-// The agent calls it once it no longer shares the engine's descriptors.
-void notice_through_proc(int pid, int agent_tid);
+// At load, before any thread.
+void remember_stderr();
+
+// The agent calls it once it no longer shares the engine's descriptors; zeros: nobody does.
+void descriptors_are_apart(int pid, int agent_tid);
+// An engine thread, one at a time: writes what the agent had to say but could not.
+void write_left_line();
 
 // Decimal, in a buffer of the caller's.
 struct Decimal {

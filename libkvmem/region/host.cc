@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "client/agent.h"
+#include "client/notice.h"
 #include "client/settings.h"
 #include "region/table.h"
 
@@ -70,6 +71,7 @@ int check_range(std::uint64_t address, std::uint64_t size_bytes, bool is_empty_v
 }  // namespace
 
 void install(char* const* environment) {
+  remember_stderr();
   g_settings = read_settings(environment);
   table::install();
   if (g_settings.intercept) g_threshold_bytes = g_settings.threshold_bytes;
