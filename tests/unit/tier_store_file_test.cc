@@ -99,7 +99,7 @@ bool is_kept(std::uint64_t generation) { return generation % 4 == 0; }
 class Child {
  public:
   Child(const std::string& path, std::uint64_t page_bytes, std::uint64_t first, int tell)
-      : host_(2), page_bytes_(page_bytes), generation_(first), tell_(tell) {
+      : host_(2), generation_(first), tell_(tell) {
     const Status status = host_.open(path, options_for(page_bytes));
     if (!status.ok()) {
       std::fprintf(stderr, "child: %s (%d)\n", status.what(), status.detail());
@@ -180,7 +180,6 @@ class Child {
   }
 
   Host host_;
-  const std::uint64_t page_bytes_;
   std::uint64_t generation_;
   const int tell_;
   Op ops_[12];
