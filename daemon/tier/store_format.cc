@@ -13,11 +13,11 @@ namespace {
 
 std::uint64_t checksum_block(const void* block) {
   // Hashed around the checksum field, so that a block can be checked where it lies.
-  constexpr std::size_t field = offsetof(BlockHead, checksum);
-  constexpr std::size_t after = field + sizeof(BlockHead::checksum);
+  constexpr std::size_t kField = offsetof(BlockHead, checksum);
+  constexpr std::size_t kAfter = kField + sizeof(BlockHead::checksum);
   const auto* bytes = static_cast<const unsigned char*>(block);
-  const XXH64_hash_t front = XXH3_64bits(bytes, field);
-  return XXH3_64bits_withSeed(bytes + after, kBlockBytes - after, front);
+  const XXH64_hash_t front = XXH3_64bits(bytes, kField);
+  return XXH3_64bits_withSeed(bytes + kAfter, kBlockBytes - kAfter, front);
 }
 
 }  // namespace
