@@ -55,12 +55,10 @@ static_assert(sizeof(Status) == 16);
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value)
-      : v_(std::in_place_index<1>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
-  Result(Status status)
-      : v_(std::in_place_index<0>, status) {  // NOLINT(google-explicit-constructor)
-    assert(!status.ok());
-  }
+  // NOLINTNEXTLINE(google-explicit-constructor): `return value;` and `return status;` are the point
+  Result(T value) : v_(std::in_place_index<1>, std::move(value)) {}
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  Result(Status status) : v_(std::in_place_index<0>, status) { assert(!status.ok()); }
   bool ok() const { return v_.index() == 1; }
   Status status() const { return ok() ? Status{} : *std::get_if<0>(&v_); }
   T& operator*() & {
@@ -91,7 +89,9 @@ class [[nodiscard]] Result {
   } while (0)
 // Assigns the value of a Result, or returns its Status.
 #define KV_ASSIGN_OR_RETURN(lhs, expr) KV_ASSIGN_INNER(KV_CONCAT(kv_result_, __LINE__), lhs, expr)
+// NOLINTBEGIN(bugprone-macro-parentheses): `r` is declared, and `lhs` may be a declaration.
 #define KV_ASSIGN_INNER(r, lhs, expr) \
   auto r = (expr);                    \
   if (!r.ok()) return r.status();     \
   lhs = *std::move(r)
+// NOLINTEND(bugprone-macro-parentheses)
