@@ -48,6 +48,9 @@ long map_fixed(std::uint64_t address, std::uint64_t size_bytes, int prot, int fl
 long remap(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new_bytes, int flags,
            std::uint64_t new_address);
 
+// The calling thread is in pthread_exit.
+void thread_exits();
+
 // Around fork, in this order; see region/fork.cc.
 void fork_prepare();
 void fork_parent();

@@ -909,11 +909,20 @@ int claim_clone(Region& r) {
   return error;
 }
 
+// A region of which the engine let the child inherit nothing (MADV_DONTFORK).
+bool is_not_inherited(const Region& r) { return r.begin != 0 && r.live_pages == 0; }
+
 int claim_in_child() {
   const Status opened = session().open();
   bool is_whole = opened.ok();
   for (std::uint32_t i = 1; i <= region_high; ++i) {
     Region& r = regions[i];
+    if (is_not_inherited(r)) {
+      // The daemon made a clone all the same, and would keep it until it gives up waiting.
+      if (opened.ok() && claim_clone(r) == 0) detach(r);
+      free_region(r);
+      continue;
+    }
     if (r.managed_pages == 0) continue;
     if (opened.ok() && claim_clone(r) == 0) continue;
     lose_in_child(r);
@@ -1166,15 +1175,21 @@ bool enter_child(bool close_descriptors) {
       return 0;
     });
     if (is_origin) detach(r);
-    if (r.live_pages == 0) free_region(r);
+    if (is_origin && r.live_pages == 0) free_region(r);
   }
   retry_at_ns = 0;
+  if (!is_claim_needed) give_up_in_child();
   return is_claim_needed;
 }
 
 void give_up_in_child() {
   for (std::uint32_t i = 1; i <= region_high; ++i) {
-    if (regions[i].managed_pages != 0) lose_in_child(regions[i]);
+    Region& r = regions[i];
+    if (r.managed_pages != 0) lose_in_child(r);
+    if (!is_not_inherited(r)) continue;
+    r.id = 0;
+    detach(r);
+    free_region(r);
   }
 }
 

@@ -23,7 +23,7 @@ exported=$(readelf --dyn-syms -W "$library" | awk '$7 != "UND" && $5 != "LOCAL" 
 wanted="KVMEM_1.0 aligned_alloc calloc free kvmem_advise@@KVMEM_1.0 kvmem_region_create@@KVMEM_1.0 \
 kvmem_region_destroy@@KVMEM_1.0 kvmem_residency@@KVMEM_1.0 kvmem_stats@@KVMEM_1.0 \
 kvmem_strerror@@KVMEM_1.0 kvmem_version@@KVMEM_1.0 madvise malloc malloc_usable_size memalign mlock \
-mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign pvalloc realloc \
+mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign pthread_exit pvalloc realloc \
 reallocarray valloc "
 wanted=$(tr ' ' '\n' <<<"$wanted" | sed '/^$/d' | sort | tr '\n' ' ')
 [ "$exported" = "$wanted" ] || fail "it exports $exported"

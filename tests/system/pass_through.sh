@@ -32,6 +32,8 @@ expect 1 "$programs/resizes" 20
 expect 1 "$programs/transfers" 64 "$work"
 expect 1 "$programs/lifetimes"
 expect 1 "$programs/cycles" 100
+expect 1 "$programs/last_thread"
+grep -q '^ok ' "$work/out" || fail "last_thread: what it wrote last was lost"
 echo "ok large allocations without a daemon: as without kvmem, and one line"
 
 # Every process of its own says its line: parent and the child that allocates on its own do.

@@ -31,7 +31,7 @@ work=$(mktemp -d "$build/served.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 set -- "${@//@WORK@/$work}"
 
-KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private --keep -v --dram "$dram" --store "$work" \
+KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" --store "$work" \
   --store-size 4GiB --json-report "$work/report.json" --kvmemd "$build/bin/kvmemd" \
   --library "$build/lib/libkvmem.so" -- "$@" >"$work/out" 2>"$work/err" &
 runner=$!
