@@ -85,7 +85,8 @@ Result<std::unique_ptr<Loop>> Loop::create(const LoopOptions& options) {
     store.capacity_bytes = options.store_bytes;
     store.sync_interval_ns = options.sync_interval_ns;
     read_boot_id(store.boot_id);
-    KV_ASSIGN_OR_RETURN(loop->store_, tier::Store::open(std::move(device), *loop->workers_, store));
+    KV_ASSIGN_OR_RETURN(loop->store_,
+                        tier::Store::open(std::move(device), loop->checksums_, store));
     loop->recovered_ = loop->store_->records();
     std::erase_if(loop->recovered_,
                   [](const tier::Record& r) { return r.kind != tier::RecordKind::kEphemeral; });
@@ -346,12 +347,14 @@ void Loop::remove_view(View& view) {
   Region& region = *view.region;
   migrator_->view_removed(view);
   std::erase_if(region.views, [&](const auto& v) { return v.get() == &view; });
-  if (region.views.empty()) migrator_->close(region);
+  if (region.views.empty() && region.offers == 0) migrator_->close(region);
   changed_ = true;
 }
 
-void Loop::abandon(Region& region) {
-  if (region.views.empty() && !region.closing) migrator_->close(region);
+void Loop::drop_offer(Region& region) {
+  KV_CHECK(region.offers > 0);
+  --region.offers;
+  if (region.views.empty() && region.offers == 0) migrator_->close(region);
   changed_ = true;
 }
 

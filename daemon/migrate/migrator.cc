@@ -144,7 +144,10 @@ void Migrator::end(Move& move) {
   free_moves_.push_back(move.index);
   if (from != nullptr) --from->moves_in_flight;
   if (discards[0] && !region.closing) discard(region, page, 1, nullptr);
-  if (discards[1] && !from->closing) discard(*from, page, 1, nullptr);
+  if (discards[1]) {
+    KV_CHECK(from != nullptr);  // only a copy has a source to discard
+    if (!from->closing) discard(*from, page, 1, nullptr);
+  }
   for (const Waiting& w : waiters) {
     if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
   }

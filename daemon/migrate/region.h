@@ -4,7 +4,7 @@
 // engine's mapping of a stretch of it: an anonymous region has one, a model file as many as engines
 // map it. Loop only, except that workers read `memory`.
 //
-//   open -> closing   last view gone; no new moves
+//   open -> closing   last view and offer gone; no new moves
 //   closing -> gone   last move in flight has ended; frames and slots are given back
 #pragma once
 
@@ -52,6 +52,7 @@ struct Region {
   residency::ResidencyTable table;
   std::unique_ptr<tier::Origin> origin;  // null: anonymous
   std::vector<std::unique_ptr<View>> views;
+  std::uint32_t offers = 0;  // engines that were given it and have not mapped it yet
   std::uint32_t moves_in_flight = 0;
   bool closing = false;
 

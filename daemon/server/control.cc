@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -262,7 +263,7 @@ json pages_json(Server& server, const Region& region, std::uint32_t first, std::
     if (c == 'R' && region.origin != nullptr) c = 'r';
     state[i] = c;
     const double h = server.loop().planner().view(region.ref(first + i)).heat;
-    heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(h * 9.0 + 0.5), 0, 9));
+    heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(std::lround(h * 9.0)), 0, 9));
     if ((entry.flags & Residency::kPinned) != 0) pinned[i] = '1';
   }
   return {{"region", region.slot}, {"page_bytes", kPageBytes}, {"page_count", region.page_count()},

@@ -186,7 +186,7 @@ void Server::end(Session& session, const char* why) {
     if (session.fork_token != 0) drop_fork(session.fork_token);
     for (auto& [address, view] : session.views) loop_.remove_view(*view);
     session.views.clear();
-    for (auto& [id, pending] : session.pending) loop_.abandon(*pending.region);
+    for (auto& [id, pending] : session.pending) loop_.drop_offer(*pending.region);
     session.pending.clear();
     if (session.id != 0) {
       loop_.release_unclaimed(session.id);
@@ -442,6 +442,13 @@ void Server::on_agent(Session& session) {
   }
 }
 
+// The engine shall map the region next. One it asked for twice is offered once.
+void Server::wait_for_mapping(Session& session, Region& region, std::uint32_t first_page,
+                              std::uint32_t page_count) {
+  if (!session.pending.contains(region.id)) loop_.offer(region);
+  session.pending[region.id] = {&region, first_page, page_count};
+}
+
 Reply Server::offer(Session& session, Region& region, std::uint32_t first_page,
                     std::uint32_t page_count, std::vector<UniqueFd>& fds) {
   auto table = region.table.read_only_fd();
@@ -453,7 +460,7 @@ Reply Server::offer(Session& session, Region& region, std::uint32_t first_page,
   if (!memory.ok()) return refuse_status(memory.status());
   fds.push_back(*std::move(memory));
   fds.push_back(*std::move(table));
-  session.pending[region.id] = {&region, first_page, page_count};
+  wait_for_mapping(session, region, first_page, page_count);
   Reply answer;
   answer.region_id = region.id;
   answer.page_count = region.page_count();
@@ -551,6 +558,7 @@ Reply Server::region_mapped(Session& session, const Request& request) {
   view.page_count = page_count;
   view.owner = &session;
   session.views.emplace(request.address, loop_.add_view(*region, view));
+  loop_.drop_offer(*region);
   // Faults from before this answer were told to look again.
   (void)os::wake(session.userfault.get(), request.address, size);
   Reply answer;
@@ -563,7 +571,7 @@ Reply Server::region_destroy(Session& session, const Request& request) {
       pending != session.pending.end()) {
     Region* region = pending->second.region;
     session.pending.erase(pending);
-    loop_.abandon(*region);
+    loop_.drop_offer(*region);
     return {};
   }
   for (auto it = session.views.begin(); it != session.views.end(); ++it) {
@@ -625,12 +633,12 @@ Reply Server::region_resume(Session& session, const Request& request, os::Receiv
     if (!adopted.ok()) return refuse_status(adopted.status());
     region = *adopted;
   }
-  session.pending[region->id] = {region, static_cast<std::uint32_t>(request.first_page),
-                                 static_cast<std::uint32_t>(request.page_count)};
+  wait_for_mapping(session, *region, static_cast<std::uint32_t>(request.first_page),
+                   static_cast<std::uint32_t>(request.page_count));
   Reply mapped = region_mapped(session, request);
   if (mapped.error != 0) {
     session.pending.erase(region->id);
-    loop_.abandon(*region);
+    loop_.drop_offer(*region);
   }
   return mapped;
 }
@@ -716,6 +724,7 @@ Reply Server::fork_begin(Session& session) {
       loop_.note_change();
       return refuse_status(child.status());
     }
+    loop_.offer(**child);  // to whoever claims it
     fork.children.emplace(view->region->id, *child);
   }
   forks_.emplace(token, std::move(fork));
@@ -746,13 +755,15 @@ Reply Server::fork_claim(Session& session, const Request& request, std::vector<U
   region.session_id = session.id;
   region.pid = session.pid;
   if (fork->second.children.empty()) forks_.erase(fork);
-  return offer(session, region, 0, region.page_count(), fds);
+  Reply answer = offer(session, region, 0, region.page_count(), fds);
+  loop_.drop_offer(region);  // the fork's; the session has its own now
+  return answer;
 }
 
 void Server::drop_fork(std::uint64_t token) {
   const auto fork = forks_.find(token);
   if (fork == forks_.end()) return;
-  for (auto& [id, region] : fork->second.children) loop_.abandon(*region);
+  for (auto& [id, region] : fork->second.children) loop_.drop_offer(*region);
   forks_.erase(fork);
 }
 

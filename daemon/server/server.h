@@ -77,6 +77,8 @@ class Server final : private loop::EngineHand {
   wire::Reply control(Session& session, const wire::Request& request, std::vector<UniqueFd>& fds);
 
   Result<migrate::View*> checked_range(Session& session, const wire::Request& request);
+  void wait_for_mapping(Session& session, migrate::Region& region, std::uint32_t first_page,
+                        std::uint32_t page_count);
   wire::Reply offer(Session& session, migrate::Region& region, std::uint32_t first_page,
                     std::uint32_t page_count, std::vector<UniqueFd>& fds);
   void reply(Session& session, wire::Reply reply, const std::vector<UniqueFd>& fds = {});

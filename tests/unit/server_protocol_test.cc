@@ -271,6 +271,39 @@ TEST_F(ServerProtocol, AnEngineThatDiesGivesEverythingBack) {
   EXPECT_TRUE(std::filesystem::is_empty(directory_ / "leases"));
 }
 
+TEST_F(ServerProtocol, AFileOfferedToTwoEnginesStaysForTheOneThatIsLeft) {
+  const std::string path = directory_ / "model";
+  UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_EQ(::ftruncate(file.get(), 8 * kPageBytes), 0);
+  auto first = open_session(userfault_.get());
+  UniqueFd second_userfault = make_userfault();
+  auto second = open_session(second_userfault.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.kind = wire::RegionKind::kOrigin;
+  create.size_bytes = 8 * kPageBytes;
+  const Answer one = first->client.ask(create, {file.get()});
+  const Answer two = second->client.ask(create, {file.get()});
+  ASSERT_EQ(one.reply.error, 0) << one.reply.message;
+  ASSERT_EQ(two.reply.error, 0) << two.reply.message;
+  EXPECT_EQ(one.reply.region_id, two.reply.region_id);
+  first.reset();
+  json state = status();
+  for (int i = 0; i < 1000 && state["engines"].size() > 1; ++i) state = status();
+  ASSERT_EQ(state["regions"].size(), 1U);
+  Request mapped;
+  mapped.op = Op::kRegionMapped;
+  mapped.region_id = two.reply.region_id;
+  mapped.address = std::uint64_t{1} << 40;
+  EXPECT_EQ(second->client.ask(mapped).reply.error, 0);
+  EXPECT_EQ(status()["regions"][0]["views"], 1);
+  Request destroy;
+  destroy.op = Op::kRegionDestroy;
+  destroy.region_id = two.reply.region_id;
+  EXPECT_EQ(second->client.ask(destroy).reply.error, 0);
+  EXPECT_TRUE(status()["regions"].empty());
+}
+
 TEST_F(ServerProtocol, NoOneResumesASessionWithoutItsLease) {
   auto engine = open_session(userfault_.get());
   const std::uint64_t id = engine->session_id;
