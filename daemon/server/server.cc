@@ -137,6 +137,7 @@ void Server::on_accept() {
     if (!accepted.ok()) {
       if (accepted.status().code() != Code::kBusy) {
         os::log(os::Severity::kWarning, "%s: %s", accepted.status().what(),
+                // NOLINTNEXTLINE(concurrency-mt-unsafe): the loop alone asks
                 std::strerror(accepted.status().detail()));
       }
       return;
