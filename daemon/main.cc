@@ -173,10 +173,10 @@ std::string parent_of(const std::string& path) {
 }
 
 int fail(const char* doing, const Status& status) {
-  os::log(os::Severity::kError, "%s: %s%s%s", doing, status.what(),
-          status.code() == Code::kErrno ? ": " : "",
-          status.code() == Code::kErrno ? std::strerror(status.detail())
-                                        : "");  // NOLINT(concurrency-mt-unsafe)
+  const bool has_errno = status.code() == Code::kErrno;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): this thread alone asks
+  const char* const error = has_errno ? std::strerror(status.detail()) : "";
+  os::log(os::Severity::kError, "%s: %s%s%s", doing, status.what(), has_errno ? ": " : "", error);
   return 1;
 }
 
@@ -202,7 +202,7 @@ int run(int argc, char** argv) {
   sigset_t handled;
   sigemptyset(&handled);
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&handled, signal);
-  ::sigprocmask(SIG_BLOCK, &handled, nullptr);
+  ::pthread_sigmask(SIG_BLOCK, &handled, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
   daemon.signals = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!daemon.signals) return fail("signals", Status::from_errno("signalfd"));
@@ -238,8 +238,8 @@ int run(int argc, char** argv) {
     if (!listening.ok()) return fail(config.daemon.socket.c_str(), listening.status());
     listener = *std::move(listening);
     if (!config.daemon.group.empty()) {
-      const group* owner =
-          ::getgrnam(config.daemon.group.c_str());  // NOLINT(concurrency-mt-unsafe)
+      // NOLINTNEXTLINE(concurrency-mt-unsafe): this thread alone asks
+      const group* owner = ::getgrnam(config.daemon.group.c_str());
       if (owner == nullptr)
         return fail("daemon.group", Status(Code::kInvalid, "there is no such group"));
       if (::chown(config.daemon.socket.c_str(), static_cast<uid_t>(-1), owner->gr_gid) != 0) {
