@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -29,6 +30,7 @@ namespace kvmem {
 namespace {
 
 constexpr int kExitUsage = 2;
+constexpr int kNice = -10;
 constexpr std::uint64_t kHousekeepNs = 1'000'000'000;
 
 constexpr char kUsage[] =
@@ -206,6 +208,10 @@ int run(int argc, char** argv) {
   ::signal(SIGPIPE, SIG_IGN);
   daemon.signals = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!daemon.signals) return fail("signals", Status::from_errno("signalfd"));
+
+  // Engines' threads wait for this loop while their cores are busy computing: it goes first where it
+  // may. Workers inherit it.
+  (void)::setpriority(PRIO_PROCESS, 0, kNice);
 
   const config::Config& config = daemon.config;
   const std::string& runtime_dir = config.daemon.runtime_dir;

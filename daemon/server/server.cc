@@ -280,7 +280,7 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
         answer = advise(session, request);
         break;
       case wire::Op::kForkBegin:
-        answer = fork_begin(session);
+        answer = fork_begin(session, request);
         break;
       case wire::Op::kForkEnd:
         answer = fork_end(session, request);
@@ -707,7 +707,7 @@ Reply Server::advise(Session& session, const Request& request) {
   return {};
 }
 
-Reply Server::fork_begin(Session& session) {
+Reply Server::fork_begin(Session& session, const Request& request) {
   if (session.fork_token != 0) return refuse(EALREADY, "a fork is under way");
   const std::uint64_t token = random_nonzero();
   Fork fork;
@@ -716,7 +716,9 @@ Reply Server::fork_begin(Session& session) {
   fork.expires_ns = os::now_ns() + kForkClaimNs;
   for (auto& [address, view] : session.views) {
     if (view->region->origin != nullptr) continue;  // the child maps the file itself
+    if (request.region_id != 0 && request.region_id != view->region->id) continue;
     loop_.migrator().hold(*view);
+    if (request.region_id != 0) continue;  // a hold alone: no child will claim anything
     auto child = loop_.clone_region(*view->region, 0);
     if (!child.ok()) {
       forks_.emplace(token, std::move(fork));

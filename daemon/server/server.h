@@ -70,7 +70,7 @@ class Server final : private loop::EngineHand {
   wire::Reply region_resume(Session& session, const wire::Request& request, os::Received& received);
   bool discard(Session& session, const wire::Request& request, wire::Reply& reply);
   wire::Reply advise(Session& session, const wire::Request& request);
-  wire::Reply fork_begin(Session& session);
+  wire::Reply fork_begin(Session& session, const wire::Request& request);
   wire::Reply fork_end(Session& session, const wire::Request& request);
   wire::Reply fork_claim(Session& session, const wire::Request& request,
                          std::vector<UniqueFd>& fds);

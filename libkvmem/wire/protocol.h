@@ -34,6 +34,9 @@
 //   child:  Hello, Arm, then for each region of the parent
 //           ForkClaim{fork_token, region_id} -> as RegionCreate; then RegionMapped at the same
 //           address
+//
+// ForkBegin{region_id} holds that region alone and leaves nothing to claim: the engine takes pages
+// back into its own memory.
 #pragma once
 
 #include <cstdint>
