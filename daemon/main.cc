@@ -209,8 +209,8 @@ int run(int argc, char** argv) {
   daemon.signals = UniqueFd(::signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!daemon.signals) return fail("signals", Status::from_errno("signalfd"));
 
-  // Engines' threads wait for this loop while their cores are busy computing: it goes first where it
-  // may. Workers inherit it.
+  // Engines' threads wait for this loop while their cores are busy computing: it goes first where
+  // it may. Workers inherit it.
   (void)::setpriority(PRIO_PROCESS, 0, kNice);
 
   const config::Config& config = daemon.config;
