@@ -140,10 +140,13 @@ bool resize_in_place(void* p, std::size_t size_bytes) {
   Region* r = table::region_at(reinterpret_cast<std::uintptr_t>(p));
   const std::uint64_t pages = pages_for(size_bytes);
   if (size_bytes == 0 || pages > r->page_count) return false;
-  // Pages that were given up before may be another region's by now.
+  // Pages that were given up before are nobody's, though a hole still names the region, or may be
+  // another region's by now.
   const PageTag own = arena::tag(r->begin);
   for (std::uint64_t i = 0; i < pages; ++i) {
-    if (arena::tag(r->begin + (i << kPageShift)).region != own.region) return false;
+    const PageTag tag = arena::tag(r->begin + (i << kPageShift));
+    const bool is_there = tag.kind == PageKind::kManaged || tag.kind == PageKind::kPlain;
+    if (!is_there || tag.region != own.region) return false;
   }
   const std::uint64_t old_pages = pages_for(r->size_bytes);
   if (pages < old_pages) {

@@ -41,6 +41,21 @@ int main(int argc, char** argv) {
   REQUIRE(nothing == NULL, "realloc to nothing");
   printf("ok realloc: %d sizes\n", rounds);
 
+  /* Down and up again within one region: what the first call gave up must not be taken for there. */
+  p = malloc(100 * MIB);
+  REQUIRE(p != NULL, "malloc");
+  require_managed(p);
+  fill(p, 0, 40 * MIB, 1);
+  p = realloc(p, 40 * MIB);
+  REQUIRE(p != NULL, "realloc down");
+  p = realloc(p, 100 * MIB);
+  REQUIRE(p != NULL, "realloc up again");
+  check(p, 0, 40 * MIB, 1, "down and up");
+  fill(p, 0, 100 * MIB, 2);
+  check(p, 0, 100 * MIB, 2, "written after down and up");
+  free(p);
+  printf("ok realloc down and up again\n");
+
   size = 40 * MIB;
   p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   REQUIRE(p != MAP_FAILED, "mmap");
