@@ -21,7 +21,8 @@ bool is_hangup(int error) {
   return error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
 }
 
-// Sends one request and receives its reply: 0, the reply's error, or -EPIPE.
+// Sends one request and receives its reply. 0: `reply` is the daemon's answer, an error or not;
+// -EPIPE, -EPROTO: no answer came, or none that can be understood.
 int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
              wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns) {
   const std::uint64_t deadline_ns = sys::now_ns() + timeout_ns;
@@ -31,8 +32,7 @@ int converse(int socket, wire::Request& request, const int* fds, unsigned fd_cou
   const long n = receive_message(socket, reply, sizeof *reply, received, deadline_ns);
   if (n == -EMFILE) return -EMFILE;
   if (n != static_cast<long>(sizeof *reply)) return -EPIPE;
-  if (reply->version != wire::kProtocolVersion) return -EPROTO;
-  return reply->error > 0 ? -EPROTO : reply->error;
+  return reply->version != wire::kProtocolVersion || reply->error > 0 ? -EPROTO : 0;
 }
 
 }  // namespace
@@ -64,8 +64,9 @@ Status Session::hello(std::uint16_t flags, Descriptors* received) {
   memcpy(request.tag, g_settings.tag, sizeof request.tag);
   const int lease = lease_.get();
   wire::Reply reply;
-  const int error = converse(socket, request, &lease, flags != 0 && lease >= 0 ? 1 : 0, &reply,
-                             received, kOpenTimeoutNs);
+  int error = converse(socket, request, &lease, flags != 0 && lease >= 0 ? 1 : 0, &reply, received,
+                       kOpenTimeoutNs);
+  if (error == 0) error = reply.error;
   if (error == 0) {
     id_ = reply.session_id;
     return {};
@@ -88,7 +89,8 @@ Status Session::arm() {
   request.session_id = id_;
   const int fds[] = {userfault_.get(), theirs.get()};
   wire::Reply reply;
-  const int error = converse(request_.get(), request, fds, 2, &reply, nullptr, kOpenTimeoutNs);
+  int error = converse(request_.get(), request, fds, 2, &reply, nullptr, kOpenTimeoutNs);
+  if (error == 0) error = reply.error;
   if (error != 0) {
     request_.reset();
     if (error == -EPIPE) return Status(Code::kPeerGone, "kvmemd hung up", EPIPE);
@@ -135,7 +137,9 @@ int Session::request(wire::Request& request, const int* fds, unsigned fd_count, 
     interrupt();
     return -EPIPE;
   }
-  return error;
+  if (error != 0) return error;
+  // An answer, whatever its number: to the caller -EPIPE means that there was none.
+  return reply->error == -EPIPE ? -EIO : reply->error;
 }
 
 void Session::interrupt() {

@@ -84,6 +84,7 @@ void close_fd(int& fd) {
 
 int ask_range(wire::Op what, const Region& r, std::uint64_t page, std::uint64_t pages,
               wire::Advice advice = wire::Advice::kNormal) {
+  if (r.id == 0) return -ENOENT;  // the daemon did not take it back
   wire::Request request;
   request.op = what;
   request.region_id = r.id;
@@ -407,6 +408,7 @@ int replace_by_zeroes(Region& r, std::uint64_t address, std::uint64_t pages, con
 }
 
 int begin_hold(const Region& r, std::uint64_t page, std::uint64_t pages, std::uint64_t* token) {
+  if (r.id == 0) return -ENOENT;
   wire::Request request;
   request.op = wire::Op::kForkBegin;
   request.region_id = r.id;  // a daemon that can may hold this range alone
@@ -995,42 +997,55 @@ void abandon(Region& r) {
   });
 }
 
+// Gives one region back to the daemon. 0, or -EPIPE: interrupted again.
+int resume(Region& r) {
+  wire::Request request;
+  request.op = wire::Op::kRegionResume;
+  request.region_id = r.id;
+  request.kind = r.kind;
+  request.address = r.begin;
+  request.first_page = r.first_page;
+  request.page_count = r.page_count;
+  request.size_bytes = r.size_bytes;
+  request.origin_offset = r.origin_offset;
+  if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
+  const int fds[] = {r.memfd, r.residency_fd, r.file};
+  wire::Reply reply;
+  const int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
+  if (error == -EPIPE) return -EPIPE;
+  if (error != 0) {
+    reply.message[sizeof reply.message - 1] = 0;
+    notice("kvmemd did not take a region back: ", reply.message);
+    r.id = 0;
+  }
+  return 0;
+}
+
 int on_resumed() {
+  // All of them before anything else is asked: the daemon takes another request as the end of the
+  // list, and what it has not been given back by then as gone.
+  for (std::uint32_t i = 1; i <= region_high; ++i) {
+    Region& r = regions[i];
+    if (r.managed_pages == 0 || r.id == 0) continue;
+    if (resume(r) != 0) return -EPIPE;
+  }
   for (std::uint32_t i = 1; i <= region_high; ++i) {
     Region& r = regions[i];
     if (r.managed_pages == 0) continue;
-    wire::Request request;
-    request.op = wire::Op::kRegionResume;
-    request.region_id = r.id;
-    request.kind = r.kind;
-    request.address = r.begin;
-    request.first_page = r.first_page;
-    request.page_count = r.page_count;
-    request.size_bytes = r.size_bytes;
-    request.origin_offset = r.origin_offset;
-    if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
-    const int fds[] = {r.memfd, r.residency_fd, r.file};
-    wire::Reply reply;
-    const int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
-    if (error == -EPIPE) return -EPIPE;
-    if (error != 0) {
-      notice("kvmemd did not take a region back: ", reply.message);
-      r.id = 0;
+    if (r.id == 0) {
       abandon(r);
       continue;
     }
     // What the engine took out of management meanwhile.
-    const std::uint32_t index = i;
     (void)for_spans(r.begin, r.end(),
                     [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
-                      if (tag.kind != PageKind::kManaged || tag.region != index) {
+                      if (tag.kind != PageKind::kManaged || tag.region != i) {
                         (void)ask_range(wire::Op::kDiscard, r, page_of(r, at), pages);
                       }
                       return 0;
                     });
-    if (session().state() != Session::State::kOpen) return -EPIPE;
   }
-  return 0;
+  return session().state() == Session::State::kOpen ? 0 : -EPIPE;
 }
 
 void on_refused(const Status& why) {
