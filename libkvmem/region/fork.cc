@@ -77,6 +77,7 @@ void fork_parent() KV_TSA(no_thread_safety_analysis) {
 }
 
 void fork_child() KV_TSA(no_thread_safety_analysis) {
+  forget_last_thread();
   if (!is_prepared) return;
   is_prepared = false;
   const bool close_descriptors = is_agent_running() && forget_agent();

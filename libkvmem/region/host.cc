@@ -84,8 +84,13 @@ void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
   op.size_bytes = size_bytes;
   op.is_heap = is_heap;
   op.tag = tag;
-  LockGuard guard(g_agent_lock);
-  return ask_agent(op) == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
+  int error = 0;
+  {
+    LockGuard guard(g_agent_lock);
+    error = ask_agent(op);
+  }
+  keep_descriptors();
+  return error == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
 }
 
 void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) {
@@ -110,10 +115,13 @@ void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) 
   op.inode = s.st_ino;
   op.fd = fd;
   op.fd_tid = sys::tid();
+  int error = 0;
   {
     LockGuard guard(g_agent_lock);
-    if (ask_agent(op) == 0) return reinterpret_cast<void*>(op.address);
+    error = ask_agent(op);
   }
+  keep_descriptors();
+  if (error == 0) return reinterpret_cast<void*>(op.address);
   sys::munmap(op.shadow, shadow_bytes);
   return nullptr;
 }
@@ -263,7 +271,8 @@ int copy_checked(std::uint64_t target, std::uint64_t source, std::uint64_t size_
       // The engine may have taken the right to read it away, which memcpy would not survive.
       iovec to{reinterpret_cast<void*>(target + done), length};
       iovec from{reinterpret_cast<void*>(at), length};
-      copied = sys::call(SYS_process_vm_readv, sys::pid(), sys::arg(&to), 1, sys::arg(&from), 1, 0);
+      // By this thread's number: a main thread that has left has no memory.
+      copied = sys::call(SYS_process_vm_readv, sys::tid(), sys::arg(&to), 1, sys::arg(&from), 1, 0);
       if (copied == -EFAULT || (copied >= 0 && static_cast<std::uint64_t>(copied) != length)) {
         return -EFAULT;
       }

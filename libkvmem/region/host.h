@@ -50,6 +50,10 @@ long remap(std::uint64_t old_address, std::uint64_t old_bytes, std::uint64_t new
 
 // The calling thread is in pthread_exit.
 void thread_exits();
+// An agent may have been started after the main thread left; see region/last_thread.cc.
+void keep_descriptors();
+// In a child of fork: its one thread is its main thread.
+void forget_last_thread();
 
 // Around fork, in this order; see region/fork.cc.
 void fork_prepare();

@@ -67,7 +67,7 @@ static inline void check_zero(const void* base, size_t begin, size_t end, const 
 
 /* Whether kvmem serves an address: its arena's mappings are memfds, shared, or read-only copies. */
 static inline int is_managed(const void* p) {
-  FILE* maps = fopen("/proc/self/maps", "r");
+  FILE* maps = fopen("/proc/thread-self/maps", "r") /* main may be over */;
   char line[512];
   int found = 0;
   REQUIRE(maps != NULL, "/proc/self/maps");
