@@ -49,6 +49,7 @@ void fork_prepare() KV_TSA(no_thread_safety_analysis) {
         (end - stack > kReach ? align_up(stack + kReach, kPageBytes) : end) - op.address;
     LockGuard guard(g_agent_lock);
     (void)run_on_agent(table::serve, &op);
+    table::give_up(op);
   }
   const std::uint64_t deadline_ns = sys::now_ns() + kAwayMaxNs;
   for (;;) {

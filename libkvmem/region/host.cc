@@ -189,6 +189,8 @@ int protect(std::uint64_t address, std::uint64_t size_bytes, int prot) {
 }
 
 int advise(std::uint64_t address, std::uint64_t size_bytes, int advice) {
+  // The kernel looks at the advice first. One it does not know must change nothing.
+  if (sys::madvise(align_down(address, kOsPageBytes), 0, advice) == -EINVAL) return -EINVAL;
   if (const int checked = check_range(address, size_bytes, true); checked != 1) return checked;
   Op op = range_op(Kind::kAdvise, address, size_bytes, advice);
   const int result = carry_out(op);

@@ -453,44 +453,77 @@ int copy_from_memfd(const Region& r, std::uint64_t page, std::uint64_t pages,
   return 0;
 }
 
-// Replaces managed anonymous pages by a private copy, atomically and losing no write: the daemon
-// holds writers back while the memfd is read; they go on in the copy.
+void drop_copies(Op& op) {
+  if (op.copies.end > op.copies.at) sys::munmap(op.copies.target, op.copies.end - op.copies.at);
+  op.copies = {};
+}
+
+// Where to copy the page, the first of `pages` that are to follow. Address or -errno.
+long copy_target(Op& op, std::uint64_t address, std::uint64_t pages) {
+  Op::Copies& c = op.copies;
+  if (address < c.at || address >= c.end) {
+    drop_copies(op);
+    const long made =
+        sys::mmap(0, bytes(pages), kReadWrite, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (sys::is_error(made)) return made;
+    c = {address, address + bytes(pages), static_cast<std::uint64_t>(made)};
+  }
+  if (const std::uint64_t skipped = address - c.at; skipped != 0) {
+    sys::munmap(c.target, skipped);
+    c.at += skipped;
+    c.target += skipped;
+  }
+  // An untouched mapping would take on its new address, and merge with no neighbour.
+  *reinterpret_cast<volatile char*>(c.target) = 0;
+  return static_cast<long>(c.target);
+}
+
+// Replaces a managed anonymous page by a private copy, atomically and losing no write: the daemon
+// holds writers back while the memfd is read; they go on in the copy. `pages`: as many are to
+// follow, this one included.
 int copy_out(Region& r, std::uint64_t address, std::uint64_t pages, const PageTag& tag, Op& op) {
   const std::uint64_t page = page_of(r, address);
-  const long copy = sys::mmap(0, bytes(pages), kReadWrite, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const long copy = copy_target(op, address, pages);
   if (sys::is_error(copy)) return static_cast<int>(copy);
   const std::uint64_t target = static_cast<std::uint64_t>(copy);
-  (void)ask_range(wire::Op::kAdvise, r, page, pages, wire::Advice::kPin);
+  (void)ask_range(wire::Op::kAdvise, r, page, 1, wire::Advice::kPin);
   std::uint64_t token = 0;
-  const bool is_held = begin_hold(r, page, pages, &token) == 0;
+  const bool is_held = begin_hold(r, page, 1, &token) == 0;
   // Without a daemon that answers faults this holds writers as well.
-  if (!is_held) userfault_write_protect(session().userfault(), address, bytes(pages));
-  long error = copy_from_memfd(r, page, pages, target);
-  if (error == 0 && tag.prot != kReadWrite) error = sys::mprotect(target, bytes(pages), tag.prot);
-  if (error == 0 && tag.is_dont_fork) error = sys::madvise(target, bytes(pages), MADV_DONTFORK);
+  if (!is_held) userfault_write_protect(session().userfault(), address, kPageBytes);
+  long error = copy_from_memfd(r, page, 1, target);
+  if (error == 0 && tag.prot != kReadWrite) error = sys::mprotect(target, kPageBytes, tag.prot);
+  if (error == 0 && tag.is_dont_fork) error = sys::madvise(target, kPageBytes, MADV_DONTFORK);
   if (error == 0) {
     const long at =
-        sys::mremap(target, bytes(pages), bytes(pages), MREMAP_MAYMOVE | MREMAP_FIXED, address);
+        sys::mremap(target, kPageBytes, kPageBytes, MREMAP_MAYMOVE | MREMAP_FIXED, address);
     if (sys::is_error(at)) error = at;
   }
   if (is_held) end_hold(token, -1);
   if (error != 0) {
-    sys::munmap(target, bytes(pages));
     if (error != -EAGAIN) return static_cast<int>(error);
-    // Some page is elsewhere. A thread of the engine must fetch it.
-    if ((tag.prot & PROT_READ) == 0) sys::mprotect(address, bytes(pages), PROT_READ);
+    sys::madvise(target, kPageBytes, MADV_DONTNEED);  // half a copy may be there
+    // The page is elsewhere. A thread of the engine must fetch it.
+    if ((tag.prot & PROT_READ) == 0) sys::mprotect(address, kPageBytes, PROT_READ);
     op.touch = address;
-    op.touch_bytes = bytes(pages);
+    op.touch_bytes = kPageBytes;
     return -EAGAIN;
   }
-  after_unmanaged(r, address, pages, PageKind::kPlain);
+  op.copies.at += kPageBytes;
+  op.copies.target += kPageBytes;
+  after_unmanaged(r, address, 1, PageKind::kPlain);
   return 0;
 }
 
+// One page after the other: all of them need not fit into DRAM at once.
 int make_plain(std::uint64_t address, std::uint64_t pages, const PageTag& tag, Op& op) {
   Region& r = regions[tag.region];
-  return r.kind == wire::RegionKind::kOrigin ? give_back(r, address, pages, tag)
-                                             : copy_out(r, address, pages, tag, op);
+  if (r.kind == wire::RegionKind::kOrigin) return give_back(r, address, pages, tag);
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    if (const int error = copy_out(r, address + bytes(i), pages - i, tag, op); error != 0)
+      return error;
+  }
+  return 0;
 }
 
 // Makes every managed page plain that [begin, end) touches without covering it.
@@ -988,7 +1021,8 @@ void abandon(Region& r) {
       const std::uint64_t page = at + bytes(p);
       Op op{};
       // In single pages, so that the rest survives where one does not.
-      int error = make_plain(page, 1, tag, op);
+      const int error = make_plain(page, 1, tag, op);
+      drop_copies(op);
       if (error == 0) continue;
       notice("a page was lost with kvmemd; access raises SIGSEGV");
       arena::reserve(page, kPageBytes);
@@ -1115,10 +1149,9 @@ Region* region_at(std::uint64_t address) {
   return &regions[tag.region];
 }
 
-int serve(void* context) {
-  Op& op = *static_cast<Op*>(context);
-  op.touch_bytes = 0;
-  op.zero[0] = op.zero[1] = {};
+namespace {
+
+int carry_out(Op& op) {
   switch (op.kind) {
     case Op::Kind::kCreate:
       return create(op);
@@ -1154,6 +1187,19 @@ int serve(void* context) {
   }
   return -ENOSYS;
 }
+
+}  // namespace
+
+int serve(void* context) {
+  Op& op = *static_cast<Op*>(context);
+  op.touch_bytes = 0;
+  op.zero[0] = op.zero[1] = {};
+  const int result = carry_out(op);
+  if (result != -EAGAIN || op.touch_bytes == 0) drop_copies(op);
+  return result;
+}
+
+void give_up(Op& op) { drop_copies(op); }
 
 bool enter_child(bool close_descriptors) {
   bool is_claim_needed = false;

@@ -85,11 +85,18 @@ struct Op {
   struct Range {
     std::uint64_t begin = 0, end = 0;
   } zero[2];  // the caller must zero these
+  // Private memory for the pages of [at, end) that become plain, the first of them at `target`. It
+  // outlives a fetch: pages of one piece of memory are one mapping again where they end up.
+  struct Copies {
+    std::uint64_t at = 0, end = 0, target = 0;
+  } copies;
   std::uint64_t token = 0;
   void* output = nullptr;
 };
 // An AgentCall: the result is Op's. `op` is an Op*.
 int serve(void* op);
+// An operation that is not asked again after -EAGAIN.
+void give_up(Op& op);
 
 // Any thread that owns the region.
 Region* region_at(std::uint64_t address);

@@ -203,6 +203,38 @@ static void dontneed(void) {
   printf("ok MADV_DONTNEED, MADV_FREE, other advice\n");
 }
 
+/* What only ordinary memory can do, to more than fits into DRAM at once. */
+static void ordinary_memory(void) {
+  const size_t size = 192 * MIB;
+  unsigned char* p = map_filled(size, 21);
+  REQUIRE(madvise(p, size, 9999) == -1 && errno == EINVAL, "an advice that there is not");
+  REQUIRE(madvise(p, 0, 9999) == -1 && errno == EINVAL, "for nothing");
+  require_managed(p);
+  require_managed(p + size / 2);
+  REQUIRE(madvise(p, size, MADV_KEEPONFORK) == 0, "MADV_KEEPONFORK");
+  REQUIRE(madvise(p, size, MADV_WIPEONFORK) == 0, "MADV_WIPEONFORK");
+  check(p, 0, size, 21, "after MADV_WIPEONFORK");
+  const pid_t child = fork();
+  REQUIRE(child >= 0, "fork");
+  if (child == 0) {
+    check_zero(p, 0, size, "wiped");
+    _exit(0);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child && status == 0, "child: %x", status);
+  check(p, 0, size, 21, "after the fork");
+  REQUIRE(munmap(p, size) == 0, "munmap");
+
+  p = map_filled(size, 22);
+  REQUIRE(mprotect(p, size, PROT_READ | PROT_WRITE | PROT_EXEC) == 0, "executable");
+  check(p, 0, size, 22, "executable");
+  unsigned char* q = mremap(p, size, size + 64 * MIB, MREMAP_MAYMOVE);
+  REQUIRE(q != MAP_FAILED, "one mapping, as before");
+  check(q, 0, size, 22, "moved");
+  REQUIRE(munmap(q, size + 64 * MIB) == 0, "munmap");
+  printf("ok more ordinary memory than DRAM\n");
+}
+
 static void protections(void) {
   const size_t size = 48 * MIB;
   unsigned char* p = map_filled(size, 9);
@@ -404,6 +436,7 @@ int main(int argc, char** argv) {
   partial_unmap();
   dontneed();
   protections();
+  ordinary_memory();
   locking();
   remapping();
   unlike_mappings();
