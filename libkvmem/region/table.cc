@@ -20,13 +20,17 @@ namespace {
 
 using wire::PageState;
 
-constexpr std::uint64_t kRetryNs = 1'000'000'000;  // between attempts to find a daemon
+// Between attempts to find a daemon. Each may hold an allocation up for as long as a daemon that
+// does not answer is waited for.
+constexpr std::uint64_t kRetryMinNs = 1'000'000'000;
+constexpr std::uint64_t kRetryMaxNs = 60'000'000'000;
 constexpr int kReadWrite = PROT_READ | PROT_WRITE;
 
 constinit Region* regions = nullptr;  // [1, kRegionsMax]
 constinit std::uint32_t region_high = 0;
 constinit std::uint32_t region_free = 0;
 constinit std::uint64_t retry_at_ns = 0;
+constinit std::uint64_t retry_ns = kRetryMinNs;
 constinit std::uint64_t fork_token = 0;
 
 std::uint64_t bytes(std::uint64_t pages) { return pages << kPageShift; }
@@ -263,11 +267,14 @@ int ensure_session() {
     case Session::State::kNone:
       break;
   }
-  const std::uint64_t now = sys::now_ns();
-  if (now < retry_at_ns) return -ENOTCONN;
+  if (sys::now_ns() < retry_at_ns) return -ENOTCONN;
   const Status status = session().open();
-  if (status.ok()) return 0;
-  retry_at_ns = now + kRetryNs;
+  if (status.ok()) {
+    retry_ns = kRetryMinNs;
+    return 0;
+  }
+  retry_at_ns = sys::now_ns() + retry_ns;
+  retry_ns = std::min(2 * retry_ns, kRetryMaxNs);
   notice("passing through: ", g_settings.socket_path, ": ", status.what());
   return -ENOTCONN;
 }
@@ -1239,6 +1246,7 @@ bool enter_child(bool close_descriptors) {
     if (is_origin && r.live_pages == 0) free_region(r);
   }
   retry_at_ns = 0;
+  retry_ns = kRetryMinNs;
   if (!is_claim_needed) give_up_in_child();
   return is_claim_needed;
 }
