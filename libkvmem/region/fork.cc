@@ -10,6 +10,7 @@
 // prepare runs innermost (registered before other libraries' handlers), since nobody may write to
 // a region between it and parent.
 #include <errno.h>
+#include <sys/wait.h>
 
 #include "client/agent.h"
 #include "client/notice.h"
@@ -29,6 +30,15 @@ constexpr std::uint64_t kAwayMaxNs = 10'000'000'000;
 constexpr std::uint64_t kAwayPollNs = 10'000'000;
 
 constinit bool is_prepared = false;
+
+// Handlers are not told whether the fork failed. A thread that has no child at all has none to
+// claim the clones; one that has other children leaves them to the daemon, which waits in vain,
+// but not for ever.
+bool has_child() {
+  constexpr long kAnyChild = 0;  // P_ALL
+  return sys::call(SYS_waitid, kAnyChild, 0, 0, WEXITED | WNOHANG | WNOWAIT | __WNOTHREAD | __WALL,
+                   0) != -ECHILD;
+}
 
 }  // namespace
 
@@ -72,6 +82,7 @@ void fork_parent() KV_TSA(no_thread_safety_analysis) {
   if (is_agent_running()) {
     Op op{};
     op.kind = Op::Kind::kForkEnd;
+    op.value = has_child() ? 0 : -1;
     (void)run_on_agent(table::serve, &op);
   }
   g_agent_lock.unlock();

@@ -916,9 +916,9 @@ int fork_begin(Op& op) {
   return 0;
 }
 
-int fork_end() {
+int fork_end(const Op& op) {
   set_calls_only(false);
-  if (fork_token != 0) end_hold(fork_token, 0);
+  if (fork_token != 0) end_hold(fork_token, op.value);
   fork_token = 0;
   return 0;
 }
@@ -1182,7 +1182,7 @@ int carry_out(Op& op) {
     case Op::Kind::kForkBegin:
       return fork_begin(op);
     case Op::Kind::kForkEnd:
-      return fork_end();
+      return fork_end(op);
     case Op::Kind::kForkChild:
       return claim_in_child();
     case Op::Kind::kAdviseDaemon:

@@ -71,7 +71,7 @@ struct Op {
   Kind kind;
   std::uint64_t address = 0;
   std::uint64_t size_bytes = 0;
-  int value = 0;  // prot, advice, flags
+  int value = 0;  // prot, advice, flags; kForkEnd: negative when there is no child
 
   // kCreate
   bool is_heap = false;
