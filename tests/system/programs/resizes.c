@@ -41,8 +41,7 @@ int main(int argc, char** argv) {
   REQUIRE(nothing == NULL, "realloc to nothing");
   printf("ok realloc: %d sizes\n", rounds);
 
-  /* Down and up again within one region: what the first call gave up must not be taken for there.
-   */
+  /* Down and up again within one region: what was given up must not be taken for there. */
   p = malloc(100 * MIB);
   REQUIRE(p != NULL, "malloc");
   require_managed(p);
