@@ -150,6 +150,7 @@ void Loop::plan() {
   std::uint32_t demotes_started = 0;
   for (const model::Move& move : planned_.demote) {
     Region* region = by_slot_[move.page.region];
+    if (region == nullptr) continue;
     const PageState from = region->table.read(move.page.page).state;
     const Status status = migrator_->demote(*region, move.page.page);
     if (status.ok()) {
@@ -162,6 +163,7 @@ void Loop::plan() {
   }
   for (const model::Move& move : planned_.promote) {
     Region* region = by_slot_[move.page.region];
+    if (region == nullptr) continue;
     const PageState from = region->table.read(move.page.page).state;
     if (migrator_->promote(*region, move.page.page).ok()) {
       log_move(move.page, from, PageState::kResident, move.reason);
@@ -282,10 +284,12 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
                                    UniqueFd table) {
   if (spec.page_count == 0 || spec.page_count > kPagesMax)
     return Status(Code::kInvalid, "region size");
-  if (region_by_id(region_id) != nullptr) return Status(Code::kInvalid, "region is here already");
+  if (region_id > kRegionIdMask || region_by_id(region_id) != nullptr) {
+    return Status(Code::kInvalid, "no such region id, or it is here already");
+  }
   const std::uint32_t owner = ::geteuid();
   auto region = std::make_unique<Region>();
-  region->id = region_id & kRegionIdMask;
+  region->id = region_id;
   region->uid = spec.uid;
   region->session_id = spec.session_id;
   region->pid = spec.pid;
@@ -338,6 +342,8 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
 }
 
 View* Loop::add_view(Region& region, View view) {
+  KV_CHECK(view.page_count <= region.page_count() &&
+           view.first_page <= region.page_count() - view.page_count);
   region.views.push_back(std::make_unique<View>(view));
   region.views.back()->region = &region;
   return region.views.back().get();
@@ -363,10 +369,9 @@ void Loop::fault(View& view, const os::Fault& fault, std::uint64_t now_ns) {
   changed_ = true;
 }
 
-void Loop::advise(Region& region, std::uint32_t first, std::uint32_t count, wire::Advice advice) {
+Status Loop::advise(Region& region, std::uint32_t first, std::uint32_t count, wire::Advice advice) {
   if (advice == wire::Advice::kPin || advice == wire::Advice::kUnpin) {
-    pin(region, first, count, advice == wire::Advice::kPin);
-    return;
+    return pin(region, first, count, advice == wire::Advice::kPin);
   }
   static constexpr std::array kAdvice = {model::Advice::kNormal,  model::Advice::kHot,
                                          model::Advice::kCold,    model::Advice::kSequential,
@@ -374,15 +379,29 @@ void Loop::advise(Region& region, std::uint32_t first, std::uint32_t count, wire
                                          model::Advice::kPrefetch};
   planner_.advise(region.ref(first), count, kAdvice[static_cast<std::size_t>(advice)]);
   changed_ = true;
+  return {};
 }
 
-std::uint32_t Loop::pin(Region& region, std::uint32_t first, std::uint32_t count, bool on) {
+Status Loop::pin(Region& region, std::uint32_t first, std::uint32_t count, bool on) {
+  if (on) {
+    std::uint64_t pinned = count;
+    for (const Region* r : by_slot_) {
+      if (r == nullptr) continue;
+      for (std::uint32_t page = 0; page < r->page_count(); ++page) {
+        if (r == &region && page - first < count) continue;
+        pinned += (r->table.read(page).flags & Residency::kPinned) != 0;
+      }
+    }
+    if (pinned > dram_.capacity_pages() / 2) {
+      return Status(Code::kNoMemory, "more than half of the DRAM budget would be pinned");
+    }
+  }
   for (std::uint32_t page = first; page < first + count; ++page)
     migrator_->set_pinned(region, page, on);
   planner_.advise(region.ref(first), count, on ? model::Advice::kPin : model::Advice::kUnpin);
   if (on) planner_.advise(region.ref(first), count, model::Advice::kPrefetch);
   changed_ = true;
-  return count;
+  return {};
 }
 
 std::uint32_t Loop::promote(Region& region, std::uint32_t first, std::uint32_t count) {

@@ -101,13 +101,14 @@ class Loop final : public migrate::Observer {
   void drop_offer(migrate::Region& region);
 
   void fault(migrate::View& view, const os::Fault& fault, std::uint64_t now_ns);
-  void advise(migrate::Region& region, std::uint32_t first, std::uint32_t count,
-              wire::Advice advice);
+  Status advise(migrate::Region& region, std::uint32_t first, std::uint32_t count,
+                wire::Advice advice);
 
   // Operator's moves; how many were started. Each returns at once.
   std::uint32_t promote(migrate::Region& region, std::uint32_t first, std::uint32_t count);
   std::uint32_t demote(migrate::Region& region, std::uint32_t first, std::uint32_t count);
-  std::uint32_t pin(migrate::Region& region, std::uint32_t first, std::uint32_t count, bool on);
+  // What is pinned leaves room for everyone else's faults: kNoMemory beyond half the budget.
+  Status pin(migrate::Region& region, std::uint32_t first, std::uint32_t count, bool on);
 
   // Store records of a session that did not come back with its regions.
   void release_unclaimed(std::uint64_t session_id);

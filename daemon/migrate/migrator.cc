@@ -16,7 +16,7 @@ using residency::Residency;
 // One page on its way. The executor, ring and store each get a part that leads back here.
 struct Migrator::Move {
   enum class Stage : std::uint8_t { kPopulate, kRead, kCopy, kWrite, kPunch };
-  static constexpr unsigned kOriginTriesMax = 3;
+  static constexpr unsigned kReadTriesMax = 3;
 
   template <class Base>
   struct Part : Base {
@@ -60,6 +60,13 @@ struct Migrator::Move {
 namespace {
 
 constexpr std::uint64_t kIdle = ~std::uint64_t{0};
+
+// No view and no child: nobody will see its pages again. Closing alone still serves children.
+bool is_dead(const Region& region) { return region.closing && region.children.empty(); }
+
+std::size_t os_page_bytes(const Region& region) {
+  return region.memory.kind() == os::MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
+}
 
 std::uint64_t busy_key(const Region& region, std::uint32_t page) {
   return static_cast<std::uint64_t>(region.slot) << 32 | page;
@@ -115,6 +122,7 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   ++region.moves_in_flight;
   ++(kind == Kind::kFill ? fills_ : demotes_);
   move.kind = kind;
+  move.stage = Move::Stage::kPopulate;
   move.region = &region;
   move.page = page;
   move.from = nullptr;
@@ -143,19 +151,35 @@ void Migrator::end(Move& move) {
   Region* from = std::exchange(move.from, nullptr);
   free_moves_.push_back(move.index);
   if (from != nullptr) --from->moves_in_flight;
-  if (discards[0] && !region.closing) discard(region, page, 1, nullptr);
-  if (discards[1]) {
-    KV_CHECK(from != nullptr);  // only a copy has a source to discard
-    if (!from->closing) discard(*from, page, 1, nullptr);
+  for (Region* dropped : {discards[0] ? &region : nullptr, discards[1] ? from : nullptr}) {
+    if (dropped == nullptr || dropped->closing) continue;
+    // Those that asked wait for the punch as well.
+    for (const auto& countdown : countdowns) discard_page(*dropped, page, countdown);
+    if (countdowns.empty()) discard_page(*dropped, page, nullptr);
   }
   for (const Waiting& w : waiters) {
     if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
   }
-  for (auto& countdown : countdowns) {
-    if (--countdown->remaining == 0) countdown->done();
-  }
+  for (auto& countdown : countdowns) finish(std::move(countdown));
   if (from != nullptr && from->closing) close(*from);
   if (region.closing) close(region);
+}
+
+void Migrator::finish(std::shared_ptr<Countdown> countdown) {
+  if (countdown != nullptr && --countdown->remaining == 0)
+    finished_.push_back(std::move(countdown));
+}
+
+// A thread that is interrupted faults again: one entry a view and page.
+void Migrator::wait(const Waiting& demand) {
+  if (demand.view == nullptr) return;
+  for (Waiting& known : waiting_) {
+    if (known.view == demand.view && known.page == demand.page) {
+      known.write |= demand.write;
+      return;
+    }
+  }
+  waiting_.push_back(demand);
 }
 
 void Migrator::fault(View& view, const os::Fault& fault, std::uint64_t now_ns) {
@@ -189,7 +213,7 @@ void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t s
   const Waiting demand{&view, page, write, since_ns};
   if (region.closing || detached_) return;
   if (view.held) {
-    waiting_.push_back(demand);
+    wait(demand);
     return;
   }
   if (Move* move = move_of(region, page); move != nullptr) {
@@ -211,7 +235,7 @@ void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t s
     case PageState::kFresh:
     case PageState::kStored:
     case PageState::kOrigin:
-      if (!start_fill(region, page, &demand, false)) waiting_.push_back(demand);
+      if (!start_fill(region, page, &demand, false)) wait(demand);
       return;
     case PageState::kLost:
       poison(view, page);
@@ -235,7 +259,8 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
   }
   const std::uint64_t address = view.address_of(page);
   if (write) (void)os::write_protect(view.userfault, address, kPageBytes, false);
-  const Status status = os::map_pages(view.userfault, address, kPageBytes, guard);
+  const Status status =
+      os::map_pages(view.userfault, address, kPageBytes, os_page_bytes(region), guard);
   if (status.code() == Code::kUnsupported && guard) {
     write_protect_on_map_ = false;
     serve(view, page, true, since_ns);
@@ -247,11 +272,11 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
     if (has(entry, Residency::kHasCopy)) drop_copy(region, page);
     Move* move = begin(region, page, Kind::kFill);
     if (move == nullptr) {
-      waiting_.push_back(demand);
+      wait(demand);
       return;
     }
     region.table.publish(
-        page, {PageState::kFilling, PageState::kFresh, pin_of(entry), entry.generation, 0});
+        page, {PageState::kFilling, PageState::kResident, pin_of(entry), entry.generation, 0});
     move->await(demand);
     move->stage = Move::Stage::kPopulate;
     move->job.work = [](os::Job* job) {
@@ -337,7 +362,7 @@ void Migrator::populated(Move& move) {
     return;
   }
   Region& region = *move.region;
-  if (region.closing || detached_) {
+  if (is_dead(region) || detached_) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
@@ -413,7 +438,7 @@ void Migrator::origin_read(Move& move, int result) {
   }
   const bool goes_on = result > 0 && is_aligned(move.read_bytes, kOsPageBytes);
   if (!region.closing &&
-      (goes_on || result == -EINTR || result == -EAGAIN || ++move.tries < Move::kOriginTriesMax)) {
+      (goes_on || result == -EINTR || result == -EAGAIN || ++move.tries < Move::kReadTriesMax)) {
     move.read_bytes = align_down(move.read_bytes, kOsPageBytes);
     read_origin(move);
     return;
@@ -425,12 +450,18 @@ void Migrator::origin_read(Move& move, int result) {
 
 void Migrator::read_store(Move& move) {
   Region& owner = move.from != nullptr ? *move.from : *move.region;
-  count_reads(1);
+  if (move.stage != Move::Stage::kRead) count_reads(1);
   move.stage = Move::Stage::kRead;
   move.read.done = [](tier::ReadOp* op, Status status) {
     Move& m = *static_cast<Move::Part<tier::ReadOp>*>(op)->move;
     if (status.ok()) m.migrator->counters_.store_read_bytes += kPageBytes;
-    m.migrator->read_done(m, status);
+    // What the device says once it may not say again; what does not verify was read twice already.
+    const bool passing = status.code() == Code::kErrno || status.code() == Code::kBusy;
+    if (passing && ++m.tries < Move::kReadTriesMax) {
+      m.migrator->read_store(m);
+    } else {
+      m.migrator->read_done(m, status);
+    }
   };
   move.read.key = key_of(owner, move.page);
   const Residency entry = owner.table.read(move.page);
@@ -461,37 +492,24 @@ void Migrator::fill_failed(Move& move, Status status) {
   region.table.publish(
       move.page, {entry.source, PageState::kFresh, entry.flags, entry.generation, entry.slot});
   observer_.fill_failed(region.ref(move.page));
-  const bool stored = entry.source == PageState::kStored;
-  switch (status.code()) {
-    case Code::kCancelled:
-      break;
-    case Code::kNoMemory:
-      shortage_ = true;
-      ++counters_.populate_failures;
-      // Its waiters try again with the frames that others give back.
-      waiting_.insert(waiting_.end(), move.waiters.begin(), move.waiters.end());
-      move.waiters.clear();
-      break;
-    case Code::kCorrupt:
-    case Code::kNotFound:
-      if (stored || move.from != nullptr) {
-        ++counters_.store_corrupt;
-        if (stored) lose(region, move.page, status.what());
-        break;
-      }
-      [[fallthrough]];
-    default:
-      if (entry.source == PageState::kOrigin) {
-        // As a mapping of the file would: SIGBUS for this access.
-        observer_.lost(region, move.page, status.what());
-        for (const Waiting& w : move.waiters) {
-          if (w.view != nullptr) poison(*w.view, move.page);
-        }
-        move.waiters.clear();
-      } else if (stored) {
-        ++counters_.store_corrupt;
-        lose(region, move.page, status.what());
-      }
+  if (status.code() == Code::kCancelled) {
+    // The region or the daemon goes; nobody waits.
+  } else if (status.code() == Code::kNoMemory) {
+    shortage_ = true;
+    ++counters_.populate_failures;
+    // Its waiters try again with the frames that others give back.
+    for (const Waiting& w : move.waiters) wait(w);
+    move.waiters.clear();
+  } else if (entry.source == PageState::kOrigin) {
+    // As a mapping of the file would: SIGBUS for this access.
+    observer_.lost(region, move.page, status.what());
+    for (const Waiting& w : move.waiters) {
+      if (w.view != nullptr) poison(*w.view, move.page);
+    }
+    move.waiters.clear();
+  } else {
+    if (entry.source == PageState::kStored || move.from != nullptr) ++counters_.store_corrupt;
+    lose(region, move.page, status.what());
   }
   end(move);
 }
@@ -503,7 +521,7 @@ void Migrator::filled(Move& move) {
                                           [](const Waiting& w) { return w.write; });
   const bool stored = entry.source == PageState::kStored;
   const bool keeps_copy = stored && !demanded_write && write_protect_on_map_;
-  if (region.closing || detached_) {
+  if (is_dead(region) || detached_) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
@@ -534,14 +552,14 @@ void Migrator::filled(Move& move) {
 // A page of `region` is about to be written: children that still share it get theirs first.
 bool Migrator::settle_children(Region& region, std::uint32_t page, const Waiting& then) {
   for (Region* child : region.children) {
-    if (!inherits(*child, page)) continue;
-    if (child->closing) continue;
-    if (!start_fill(*child, page, nullptr, false)) {
-      waiting_.push_back(then);
+    if (!inherits(*child, page) || is_dead(*child)) continue;
+    if (move_of(*child, page) == nullptr && !start_fill(*child, page, nullptr, false)) {
+      wait(then);
       return false;
     }
-    if (Move* move = move_of(region, page); move != nullptr) {
-      move->await(then);
+    // Fresh by now, if nobody ever wrote it; else its copy is under way.
+    if (Move* move = move_of(*child, page); move != nullptr) {
+      if (then.view != nullptr) move->await(then);
       return false;
     }
   }
@@ -559,8 +577,7 @@ Status Migrator::promote(Region& region, std::uint32_t page) {
 
 Status Migrator::demote(Region& region, std::uint32_t page) {
   const Residency entry = region.table.read(page);
-  if ((region.closing && region.children.empty()) || move_of(region, page) != nullptr ||
-      entry.state != PageState::kResident) {
+  if (is_dead(region) || move_of(region, page) != nullptr || entry.state != PageState::kResident) {
     return Status(Code::kBusy, "moving or not resident");
   }
   if (has(entry, Residency::kPinned)) return Status(Code::kBusy, "pinned");
@@ -626,7 +643,7 @@ void Migrator::cancel_write(Move& move) {
 void Migrator::written(Move& move, Status status) {
   Region& region = *move.region;
   if (status.ok()) counters_.store_write_bytes += kPageBytes;
-  if (move.cancelled || region.closing || detached_) {
+  if (move.cancelled || is_dead(region) || detached_) {
     if (status.ok())
       (void)store_->release(move.write.key, move.write.generation, move.write.locator);
     if (!move.cancelled) {
@@ -642,19 +659,17 @@ void Migrator::written(Move& move, Status status) {
     return;
   }
   region.table.publish(move.page,
-                       {PageState::kStored, PageState::kFresh, 0,
+                       {PageState::kStored, PageState::kFresh, pin_of(region.table.read(move.page)),
                         static_cast<std::uint16_t>(move.write.generation), move.write.locator});
   start_punch(move);
 }
 
-// The page stays where it is, and the engine may write to it again.
+// The page stays where it is. It also stays protected: the next write faults and finds out whether
+// a child still shares it.
 void Migrator::write_failed(Move& move) {
   ++counters_.store_write_errors;
   cancel_write(move);
   --counters_.writes_cancelled;
-  for (auto& view : move.region->views) {
-    (void)os::write_protect(view->userfault, view->address_of(move.page), kPageBytes, false);
-  }
   end(move);
 }
 
@@ -698,47 +713,49 @@ void Migrator::drop_copy(Region& region, std::uint32_t page) {
 
 void Migrator::discard(Region& region, std::uint32_t first, std::uint32_t count,
                        std::shared_ptr<Countdown> countdown) {
-  for (std::uint32_t page = first; page < first + count; ++page) {
-    const auto wait_for = [&](Move& move) {
-      if (countdown == nullptr) return;
-      ++countdown->remaining;
-      move.countdowns.push_back(countdown);
-    };
-    if (Move* move = move_of(region, page); move != nullptr) {
-      (move->region == &region ? move->discard : move->discard_from) = true;  // done at its end
-      wait_for(*move);
-      continue;
-    }
-    const Residency entry = region.table.read(page);
-    if (entry.state == PageState::kResident || entry.state == PageState::kStored) {
-      const Waiting nobody{nullptr, page, false, 0};
-      if (!settle_children(region, page, nobody)) {
-        if (Move* move = move_of(region, page); move != nullptr) {
-          (move->region == &region ? move->discard : move->discard_from) = true;
-          wait_for(*move);
-        }
-        continue;
-      }
-    }
-    if (entry.state == PageState::kStored || has(entry, Residency::kHasCopy)) {
-      release_record(region, page, entry);
-    }
-    region.table.publish(
-        page, {PageState::kFresh, PageState::kFresh, pin_of(entry), entry.generation, 0});
-    if (entry.state != PageState::kResident) {
-      if (entry.state != PageState::kFresh) observer_.discarded(region.ref(page));
-      continue;
-    }
-    Move* move = begin(region, page, Kind::kDiscard);
-    if (move == nullptr) {  // every move is taken: on the spot
-      (void)region.memory.punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
-      node_.give_back();
-      observer_.discarded(region.ref(page));
-      continue;
-    }
+  for (std::uint32_t page = first; page < first + count; ++page)
+    discard_page(region, page, countdown);
+}
+
+void Migrator::discard_page(Region& region, std::uint32_t page,
+                            const std::shared_ptr<Countdown>& countdown) {
+  const auto wait_for = [&](Move& move) {
+    if (countdown == nullptr) return;
+    ++countdown->remaining;
+    move.countdowns.push_back(countdown);
+  };
+  if (Move* move = move_of(region, page); move != nullptr) {
+    (move->region == &region ? move->discard : move->discard_from) = true;  // done at its end
     wait_for(*move);
-    start_punch(*move);
+    return;
   }
+  const Residency entry = region.table.read(page);
+  // A page that was never touched may stand for its own parent's.
+  if (entry.state != PageState::kFresh || has(entry, Residency::kInherited)) {
+    if (!settle_children(region, page, Waiting{nullptr, page, false, 0})) {
+      if (countdown != nullptr) ++countdown->remaining;
+      discards_.push_back({&region, page, countdown});
+      return;
+    }
+  }
+  if (entry.state == PageState::kStored || has(entry, Residency::kHasCopy)) {
+    release_record(region, page, entry);
+  }
+  region.table.publish(page,
+                       {PageState::kFresh, PageState::kFresh, pin_of(entry), entry.generation, 0});
+  if (entry.state != PageState::kResident) {
+    if (entry.state != PageState::kFresh) observer_.discarded(region.ref(page));
+    return;
+  }
+  Move* move = begin(region, page, Kind::kDiscard);
+  if (move == nullptr) {  // every move is taken: on the spot
+    (void)region.memory.punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
+    node_.give_back();
+    observer_.discarded(region.ref(page));
+    return;
+  }
+  wait_for(*move);
+  start_punch(*move);
 }
 
 void Migrator::set_pinned(Region& region, std::uint32_t page, bool pinned) {
@@ -747,10 +764,12 @@ void Migrator::set_pinned(Region& region, std::uint32_t page, bool pinned) {
                                     : with_flags(entry, 0, Residency::kPinned));
 }
 
-void Migrator::hold(View& view) {
-  view.held = true;
-  (void)os::write_protect(view.userfault, view.address,
-                          static_cast<std::uint64_t>(view.page_count) << kPageShift, true);
+Status Migrator::hold(View& view) {
+  const Status status =
+      os::write_protect(view.userfault, view.address,
+                        static_cast<std::uint64_t>(view.page_count) << kPageShift, true);
+  if (status.ok() || status.code() == Code::kPeerGone) view.held = true;
+  return view.held ? Status{} : status;
 }
 
 void Migrator::release(View& view) { view.held = false; }
@@ -769,6 +788,7 @@ void Migrator::poison(View& view, std::uint32_t page) {
 
 void Migrator::lose(Region& region, std::uint32_t page, const char* why) {
   const Residency entry = region.table.read(page);
+  if (entry.state == PageState::kStored) release_record(region, page, entry);
   region.table.publish(page,
                        {PageState::kLost, PageState::kFresh, pin_of(entry), entry.generation, 0});
   ++counters_.pages_lost;
@@ -787,19 +807,26 @@ void Migrator::view_removed(View& view) {
 void Migrator::detach() {
   detached_ = true;
   waiting_.clear();
+  discards_.clear();
+  finished_.clear();
 }
 
 void Migrator::close(Region& region) {
   if (detached_) return;
   region.closing = true;
-  for (std::uint32_t page = 0; region.moves_in_flight > 0 && page < region.page_count(); ++page) {
-    Move* move = move_of(region, page);
-    if (move != nullptr && move->region == &region && move->kind == Kind::kDemote &&
+  for (Discard& d : discards_) {
+    if (d.region == &region) finish(std::move(d.countdown));
+  }
+  std::erase_if(discards_, [&](const Discard& d) { return d.region == &region; });
+  if (!region.children.empty()) return;  // they still live on its pages
+  for (auto& move : moves_) {
+    const bool busy = busy_pages_[move->index * 2U] != kIdle;
+    if (busy && move->region == &region && move->kind == Kind::kDemote &&
         move->stage == Move::Stage::kWrite && !move->cancelled) {
       cancel_write(*move);
     }
   }
-  if (region.moves_in_flight > 0 || !region.children.empty()) return;
+  if (region.moves_in_flight > 0) return;
   for (std::uint32_t page = 0; page < region.page_count(); ++page) {
     const Residency entry = region.table.read(page);
     if (entry.state == PageState::kResident) node_.give_back();
@@ -813,15 +840,23 @@ void Migrator::close(Region& region) {
   if (parent != nullptr && parent->closing) close(*parent);
 }
 
-void Migrator::grant_over_budget() { over_budget_ = waiting_.size(); }
+void Migrator::grant_over_budget() { over_budget_ = waiting_.size() + discards_.size(); }
 
 void Migrator::serve_waiting() {
   for (std::size_t left = waiting_.size(); left > 0; --left) {
     const Waiting w = waiting_.front();
     waiting_.pop_front();
-    if (w.view != nullptr) serve(*w.view, w.page, w.write, w.since_ns);
+    serve(*w.view, w.page, w.write, w.since_ns);
+  }
+  for (std::size_t left = discards_.size(); left > 0; --left) {
+    Discard d = std::move(discards_.front());
+    discards_.pop_front();
+    discard_page(*d.region, d.page, d.countdown);
+    finish(std::move(d.countdown));
   }
   over_budget_ = 0;
+  // Last: whoever hears of it may close sessions and regions.
+  for (auto& countdown : std::exchange(finished_, {})) countdown->done();
 }
 
 }  // namespace kvmem::migrate

@@ -54,6 +54,7 @@ class Observer {
 };
 
 // Counts down; runs `done` when the last of the work it stands for has ended.
+// `done` runs from serve_waiting(), never inside the call that ended the work.
 struct Countdown {
   std::uint32_t remaining = 0;
   std::function<void()> done;
@@ -87,7 +88,8 @@ class Migrator {
   void set_pinned(Region& region, std::uint32_t page, bool pinned);
 
   // Forking: from hold() to release() nothing new is mapped for the view and writes to it wait.
-  void hold(View& view);
+  // Every page is protected when it returns ok; else the view is not held.
+  Status hold(View& view);
   void release(View& view);
   // `child` starts as a copy of `parent`, made page by page on demand.
   // REQUIRES: the parent's views are held; same page count; child's table all kInherited.
@@ -103,7 +105,7 @@ class Migrator {
   bool detached() const { return detached_; }
 
   // Demands that wait for a frame. While this is not 0, demote.
-  std::size_t demands_waiting() const { return waiting_.size(); }
+  std::size_t demands_waiting() const { return waiting_.size() + discards_.size(); }
   // Lets waiting demands have frames beyond the budget: nothing can be demoted.
   void grant_over_budget();
   // Retries what waits; called after each batch of completions.
@@ -133,6 +135,12 @@ class Migrator {
     std::uint64_t since_ns = 0;
   };
   enum class Kind : std::uint8_t { kFill, kDemote, kDrop, kDiscard };
+  // A discard that has to wait for a child's copy.
+  struct Discard {
+    Region* region = nullptr;
+    std::uint32_t page = 0;
+    std::shared_ptr<Countdown> countdown;
+  };
 
   // The move that has the page, its own or copied from; null: none.
   Move* move_of(const Region& region, std::uint32_t page);
@@ -160,7 +168,12 @@ class Migrator {
   void poison(View& view, std::uint32_t page);
   void lose(Region& region, std::uint32_t page, const char* why);
   // Gives the children their copies of a page that is about to change. True: nothing to wait for.
+  // Else `then` goes on when there is nothing; without a view the caller asks again.
   bool settle_children(Region& region, std::uint32_t page, const Waiting& then);
+  void discard_page(Region& region, std::uint32_t page,
+                    const std::shared_ptr<Countdown>& countdown);
+  void finish(std::shared_ptr<Countdown> countdown);
+  void wait(const Waiting& demand);
   bool inherits(const Region& region, std::uint32_t page) const;
   void count_reads(int change);
 
@@ -176,7 +189,9 @@ class Migrator {
   // Which pages the moves have: [2 i] move i's own, [2 i + 1] the one it copies. Searched as a
   // whole: 1 KiB takes less than a miss in a table as large as memory, and costs pages no bytes.
   std::vector<std::uint64_t> busy_pages_;
-  std::deque<Waiting> waiting_;
+  std::deque<Waiting> waiting_;  // distinct in view and page
+  std::deque<Discard> discards_;
+  std::vector<std::shared_ptr<Countdown>> finished_;
   std::uint32_t fills_ = 0;
   std::uint32_t demotes_ = 0;
   std::uint32_t reads_ = 0;  // fills whose read is under way

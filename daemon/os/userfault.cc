@@ -36,26 +36,8 @@ Result<UniqueFd> open_userfault_device() {
   return fd;
 }
 
-Result<unsigned> read_faults(int fd, std::span<Fault> faults) {
-  uffd_msg messages[16];
-  const std::size_t want = faults.size() < 16 ? faults.size() : 16;
-  const ssize_t n = ::read(fd, messages, want * sizeof messages[0]);
-  if (n < 0) {
-    if (errno == EAGAIN || errno == EINTR) return 0U;
-    return Status::from_errno("read userfaultfd");
-  }
-  unsigned count = 0;
-  for (std::size_t i = 0; i < static_cast<std::size_t>(n) / sizeof messages[0]; ++i) {
-    if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
-    const auto& fault = messages[i].arg.pagefault;
-    faults[count++] = {fault.address, (fault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0,
-                       (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0,
-                       (fault.flags & UFFD_PAGEFAULT_FLAG_MINOR) != 0};
-  }
-  return count;
-}
-
-Status map_pages(int fd, std::uint64_t address, std::size_t size_bytes, bool write_protected) {
+Status map_pages(int fd, std::uint64_t address, std::size_t size_bytes, std::size_t step_bytes,
+                 bool write_protected) {
   std::size_t at = 0;
   bool skipped = false;
   for (int tries = 0; at < size_bytes;) {
@@ -75,7 +57,7 @@ Status map_pages(int fd, std::uint64_t address, std::size_t size_bytes, bool wri
       case EEXIST:  // this OS page is mapped
       case ENOENT:  // this OS page is unmapped by the engine, or the range spans mappings
         skipped = true;
-        at += kOsPageBytes;
+        at += step_bytes;
         continue;
       case EFAULT:
         return Status(Code::kNotFound, "the memfd has no page to map", error);
@@ -92,6 +74,16 @@ Status write_protect(int fd, std::uint64_t address, std::size_t size_bytes, bool
   argument.range = {address, size_bytes};
   argument.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
   for (int tries = 0; ::ioctl(fd, UFFDIO_WRITEPROTECT, &argument) != 0; ++tries) {
+    if (errno == ENOENT) {
+      // It stops at the first part that is not (or no longer) ours, or where two mappings meet:
+      // piece by piece, and what is left of a single OS page is the engine's own business.
+      if (size_bytes <= kOsPageBytes) return {};
+      const std::size_t piece = size_bytes > kPageBytes ? kPageBytes : kOsPageBytes;
+      for (std::size_t at = 0; at < size_bytes; at += piece) {
+        KV_TRY(write_protect(fd, address + at, piece, on));
+      }
+      return {};
+    }
     if (errno != EAGAIN || tries > kRetriesMax) return classify("UFFDIO_WRITEPROTECT");
   }
   return {};

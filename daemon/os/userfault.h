@@ -7,7 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "base/status.h"
 #include "base/unique_handle.h"
@@ -24,13 +23,13 @@ struct Fault {
 // /dev/userfaultfd, to be lent to engines that may not open it themselves.
 Result<UniqueFd> open_userfault_device();
 
-// Takes what is pending without blocking; returns how many of `faults` were filled (0: nothing).
-Result<unsigned> read_faults(int fd, std::span<Fault> faults);
-
 // Maps the memfd's pages of the range. Parts that are mapped already stay as they are.
 // kNotFound: the memfd has no page there; nobody was woken.
 // kUnsupported: `write_protected` asked for and the kernel (before 6.4) cannot.
-Status map_pages(int fd, std::uint64_t address, std::size_t size_bytes, bool write_protected);
+// `step_bytes`: the size of the memory's own pages.
+Status map_pages(int fd, std::uint64_t address, std::size_t size_bytes, std::size_t step_bytes,
+                 bool write_protected);
+// Parts that the engine has unmapped are passed over; all others are done when it returns ok.
 Status write_protect(int fd, std::uint64_t address, std::size_t size_bytes, bool on);
 Status wake(int fd, std::uint64_t address, std::size_t size_bytes);
 // Access raises SIGBUS from now on. kUnsupported before 6.6.

@@ -28,8 +28,8 @@ bool plausible(Residency entry) {
   const auto known = [](PageState state) { return state <= PageState::kLost; };
   if (!known(entry.state) || !known(entry.source)) return false;
   if (entry.state != PageState::kFilling) return true;
-  return entry.source == PageState::kFresh || entry.source == PageState::kStored ||
-         entry.source == PageState::kOrigin;
+  return entry.source == PageState::kFresh || entry.source == PageState::kResident ||
+         entry.source == PageState::kStored || entry.source == PageState::kOrigin;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "base/check.h"
 #include "base/page.h"
 #include "base/status.h"
 #include "base/unique_handle.h"
@@ -31,9 +32,11 @@ class ResidencyTable {
   os::MemoryKind kind() const;
 
   Residency read(std::uint32_t page) const {
+    KV_CHECK(page < page_count_);
     return Residency::unpack(words()[page].load(std::memory_order_relaxed));
   }
   void publish(std::uint32_t page, Residency entry) {
+    KV_CHECK(page < page_count_);
     words()[page].store(entry.pack(),
                         std::memory_order_release);  // pairs with the engine's acquire
   }

@@ -331,7 +331,8 @@ json explain_json(Server& server, const Region& region, std::uint32_t page) {
 json act(Server& server, const Request& request, Region& region, std::uint32_t first,
          std::uint32_t count) {
   loop::Loop& loop = server.loop();
-  std::uint32_t moved = 0;
+  std::uint32_t moved = count;
+  Status status;
   switch (request.control) {
     case ControlOp::kPromote:
       moved = loop.promote(region, first, count);
@@ -339,17 +340,14 @@ json act(Server& server, const Request& request, Region& region, std::uint32_t f
     case ControlOp::kDemote:
       moved = loop.demote(region, first, count);
       break;
-    case ControlOp::kPin:
-      moved = loop.pin(region, first, count, true);
-      break;
     default:
-      moved = loop.pin(region, first, count, false);
-      break;
+      status = loop.pin(region, first, count, request.control == ControlOp::kPin);
+      if (!status.ok()) moved = 0;
   }
   return {{"pages_asked", count},
           {"pages_moved", moved},
           {"pages_refused", count - moved},
-          {"why", ""}};
+          {"why", status.what()}};
 }
 
 json drain(Server& server, const os::Peer& peer, Reply& reply, const std::string& tier) {

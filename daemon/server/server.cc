@@ -1,6 +1,5 @@
 #include "server/server.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/random.h>
@@ -12,6 +11,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "base/page.h"
 #include "os/clock.h"
@@ -29,8 +29,6 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
-constexpr unsigned kRequestsPerWake = 64;  // then others get their turn
-constexpr unsigned kFaultsPerWake = 256;
 
 std::uint64_t random_nonzero() {
   std::uint64_t word = 0;
@@ -195,13 +193,13 @@ void Server::end(Session& session, const char* why) {
     }
   }
   session.socket_watch.stop();
-  session.userfault_watch.stop();
+  session.faults.stop();
   session.agent_watch.stop();
   maybe_forget(session);
 }
 
 void Server::maybe_forget(Session& session) {
-  if (!session.ending || !session.socket_watch.idle() || !session.userfault_watch.idle() ||
+  if (!session.ending || !session.socket_watch.idle() || !session.faults.idle() ||
       !session.agent_watch.idle()) {
     return;
   }
@@ -214,7 +212,7 @@ void Server::maybe_forget(Session& session) {
 }
 
 void Server::on_request(Session& session) {
-  for (unsigned i = 0; !session.ending; ++i) {
+  while (!session.ending) {
     std::array<std::byte, wire::kMessageMax> buffer;
     auto received = os::receive(session.socket.get(), buffer);
     if (!received.ok()) {
@@ -237,7 +235,6 @@ void Server::on_request(Session& session) {
       continue;
     }
     handle(session, request, *received);
-    if (i == kRequestsPerWake) loop_.note_change();
   }
 }
 
@@ -255,7 +252,8 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
   } else if (!session.userfault) {
     answer = refuse(EPROTO, "send Arm first");
   } else {
-    if (session.resuming && request.op != wire::Op::kRegionResume) {
+    if (session.resuming &&
+        (request.op == wire::Op::kRegionCreate || request.op == wire::Op::kForkBegin)) {
       // Whatever it had is back: records that no page refers to are nobody's.
       session.resuming = false;
       loop_.release_unclaimed(session.id);
@@ -323,7 +321,8 @@ Status Server::make_lease(std::uint64_t session_id, UniqueFd& lease) {
 
 bool Server::lease_held(std::uint64_t session_id) const {
   UniqueFd lease(::open(lease_path(session_id).c_str(), O_RDONLY | O_CLOEXEC));
-  return lease && ::flock(lease.get(), LOCK_EX | LOCK_NB) != 0;
+  if (!lease) return errno != ENOENT;  // when in doubt, an engine lives
+  return ::flock(lease.get(), LOCK_EX | LOCK_NB) != 0;
 }
 
 Reply Server::hello(Session& session, const Request& request, os::Received& received,
@@ -374,30 +373,23 @@ Reply Server::arm(Session& session, os::Received& received) {
   char target[64] = {};
   std::snprintf(link, sizeof link, "/proc/self/fd/%d", received.fds[0].get());
   if (::readlink(link, target, sizeof target - 1) < 0 ||
-      std::strstr(target, "[userfaultfd]") == nullptr) {
+      std::string_view(target) != "anon_inode:[userfaultfd]") {
     return refuse(EINVAL, "not a userfaultfd");
   }
   struct stat st {};
   if (::fstat(received.fds[1].get(), &st) != 0 || !S_ISSOCK(st.st_mode))
     return refuse(EINVAL, "not a socket");
-  // Our own descriptions' flags; for the userfaultfd the engine shares them and wants the same.
-  for (unsigned i = 0; i < 2; ++i) {
-    const int flags = ::fcntl(received.fds[i].get(), F_GETFL);
-    if (flags < 0 || ::fcntl(received.fds[i].get(), F_SETFL, flags | O_NONBLOCK) != 0) {
-      return refuse(errno, "fcntl(O_NONBLOCK)");
-    }
-  }
   session.userfault = std::move(received.fds[0]);
   session.agent = std::move(received.fds[1]);
   const auto stopped = [](void* self) {
     auto* s = static_cast<Session*>(self);
     s->server->maybe_forget(*s);
   };
-  session.userfault_watch.start(
+  session.faults.start(
       loop_.ring(), session.userfault.get(), &session,
-      [](void* self, std::uint32_t) {
+      [](void* self, std::span<const os::Fault> faults) {
         auto* s = static_cast<Session*>(self);
-        s->server->on_fault(*s);
+        s->server->on_fault(*s, faults);
       },
       stopped);
   session.agent_watch.start(
@@ -410,24 +402,18 @@ Reply Server::arm(Session& session, os::Received& received) {
   return {};
 }
 
-void Server::on_fault(Session& session) {
-  std::array<os::Fault, 16> faults;
-  for (unsigned taken = 0; !session.ending;) {
-    auto count = os::read_faults(session.userfault.get(), faults);
-    if (!count.ok() || *count == 0) return;
-    const std::uint64_t now = os::now_ns();
-    for (unsigned i = 0; i < *count; ++i) {
-      if (View* view = session.view_at(faults[i].address); view != nullptr) {
-        loop_.fault(*view, faults[i], now);
-      } else {
-        // Registered and not (or no longer) known: let it look again; unmapped ranges then fault
-        // for the kernel, mapped ones after RegionMapped for us.
-        (void)os::wake(session.userfault.get(), align_down(faults[i].address, kOsPageBytes),
-                       kOsPageBytes);
-      }
+void Server::on_fault(Session& session, std::span<const os::Fault> faults) {
+  const std::uint64_t now = os::now_ns();
+  for (const os::Fault& fault : faults) {
+    if (session.ending) return;
+    if (View* view = session.view_at(fault.address); view != nullptr) {
+      loop_.fault(*view, fault, now);
+    } else {
+      // Registered and not (or no longer) known: let it look again; unmapped ranges then fault for
+      // the kernel, mapped ones after RegionMapped for us.
+      (void)os::wake(session.userfault.get(), align_down(fault.address, kOsPageBytes),
+                     kOsPageBytes);
     }
-    taken += *count;
-    if (taken > kFaultsPerWake) loop_.note_change();
   }
 }
 
@@ -470,12 +456,16 @@ Reply Server::offer(Session& session, Region& region, std::uint32_t first_page,
   return answer;
 }
 
+std::uint64_t Server::regions_of(std::uint32_t uid) const {
+  const auto& regions = loop_.regions();
+  return static_cast<std::uint64_t>(
+      std::count_if(regions.begin(), regions.end(),
+                    [&](const Region* r) { return r != nullptr && r->uid == uid; }));
+}
+
 Reply Server::region_create(Session& session, const Request& request, os::Received& received,
                             std::vector<UniqueFd>& fds) {
-  const auto owned =
-      std::count_if(loop_.regions().begin(), loop_.regions().end(),
-                    [&](const Region* r) { return r != nullptr && r->uid == session.peer.uid; });
-  if (static_cast<std::uint64_t>(owned) >= config_.quota.regions_max) {
+  if (regions_of(session.peer.uid) >= config_.quota.regions_max) {
     return refuse(EDQUOT, "too many regions of this user: raise quota.regions_max");
   }
   const std::uint64_t pages = pages_for(request.size_bytes);
@@ -602,6 +592,10 @@ Reply Server::region_resume(Session& session, const Request& request, os::Receiv
     region_pages = pages_for(key->size_bytes);
     // Another engine may have brought the file's region back already: the same memfd, or none.
     if (region != nullptr) {
+      if (region->origin == nullptr || !(region->origin->key() == *key)) {
+        return refuse(EINVAL, "not the region it says it is");
+      }
+      region_pages = region->page_count();
       struct stat mine {};
       struct stat theirs {};
       if (::fstat(received.fds[0].get(), &mine) != 0 ||
@@ -691,20 +685,8 @@ Reply Server::advise(Session& session, const Request& request) {
   if (request.advice > wire::Advice::kPrefetch) return refuse(EINVAL, "unknown advice");
   const auto first = static_cast<std::uint32_t>(request.first_page);
   const auto count = static_cast<std::uint32_t>(request.page_count);
-  if (request.advice == wire::Advice::kPin) {
-    // What is pinned leaves room for everyone else's faults: at most half the budget.
-    std::uint64_t pinned = count;
-    for (const Region* region : loop_.regions()) {
-      if (region == nullptr) continue;
-      for (std::uint32_t page = 0; page < region->page_count(); ++page) {
-        pinned += (region->table.read(page).flags & residency::Residency::kPinned) != 0;
-      }
-    }
-    if (pinned > loop_.dram().capacity_pages() / 2)
-      return refuse(ENOMEM, "more than half of the DRAM budget would be pinned");
-  }
-  loop_.advise(*(*view)->region, first, count, request.advice);
-  return {};
+  const Status status = loop_.advise(*(*view)->region, first, count, request.advice);
+  return status.ok() ? Reply{} : refuse_status(status);
 }
 
 Reply Server::fork_begin(Session& session, const Request& request) {
@@ -714,23 +696,31 @@ Reply Server::fork_begin(Session& session, const Request& request) {
   fork.uid = session.peer.uid;
   fork.parent_session = session.id;
   fork.expires_ns = os::now_ns() + kForkClaimNs;
+  const auto prepare = [&](View& view) -> Status {
+    KV_TRY(loop_.migrator().hold(view));
+    if (request.region_id != 0) return {};  // a hold alone: no child will claim anything
+    if (regions_of(session.peer.uid) >= config_.quota.regions_max) {
+      return Status(Code::kBusy, "too many forks wait for their child: raise quota.regions_max");
+    }
+    KV_ASSIGN_OR_RETURN(Region * child, loop_.clone_region(*view.region, 0));
+    loop_.offer(*child);  // to whoever claims it
+    fork.children.emplace(view.region->id, child);
+    return {};
+  };
+  Status status;
   for (auto& [address, view] : session.views) {
     if (view->region->origin != nullptr) continue;  // the child maps the file itself
     if (request.region_id != 0 && request.region_id != view->region->id) continue;
-    loop_.migrator().hold(*view);
-    if (request.region_id != 0) continue;  // a hold alone: no child will claim anything
-    auto child = loop_.clone_region(*view->region, 0);
-    if (!child.ok()) {
-      forks_.emplace(token, std::move(fork));
-      drop_fork(token);
-      for (auto& [at, held] : session.views) loop_.migrator().release(*held);
-      loop_.note_change();
-      return refuse_status(child.status());
-    }
-    loop_.offer(**child);  // to whoever claims it
-    fork.children.emplace(view->region->id, *child);
+    status = prepare(*view);
+    if (!status.ok()) break;
   }
   forks_.emplace(token, std::move(fork));
+  if (!status.ok()) {
+    drop_fork(token);
+    for (auto& [at, held] : session.views) loop_.migrator().release(*held);
+    loop_.note_change();
+    return refuse_status(status);
+  }
   session.fork_token = token;
   Reply answer;
   answer.fork_token = token;

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -54,7 +55,7 @@ class Server final : private loop::EngineHand {
  private:
   void on_accept();
   void on_request(Session& session);
-  void on_fault(Session& session);
+  void on_fault(Session& session, std::span<const os::Fault> faults);
   void on_agent(Session& session);
   void end(Session& session, const char* why);
   void maybe_forget(Session& session);
@@ -83,6 +84,7 @@ class Server final : private loop::EngineHand {
                     std::uint32_t page_count, std::vector<UniqueFd>& fds);
   void reply(Session& session, wire::Reply reply, const std::vector<UniqueFd>& fds = {});
   void drop_fork(std::uint64_t token);
+  std::uint64_t regions_of(std::uint32_t uid) const;
   Status make_lease(std::uint64_t session_id, UniqueFd& lease);
   bool lease_held(std::uint64_t session_id) const;
   std::string lease_path(std::uint64_t session_id) const;

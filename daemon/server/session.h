@@ -16,6 +16,7 @@
 
 #include "base/unique_handle.h"
 #include "migrate/region.h"
+#include "os/fault_reader.h"
 #include "os/socket.h"
 #include "os/watch.h"
 #include "wire/protocol.h"
@@ -37,7 +38,7 @@ struct Session {
   UniqueFd userfault;
   UniqueFd agent;
   os::Watch socket_watch;
-  os::Watch userfault_watch;
+  os::FaultReader faults;
   os::Watch agent_watch;
 
   std::map<std::uint64_t, migrate::View*> views;  // by address

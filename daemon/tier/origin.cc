@@ -12,6 +12,13 @@
 namespace kvmem::tier {
 
 Result<OriginKey> Origin::key_of(int fd) {
+  // The descriptor is the permission: one that cannot read (O_PATH needs none) must not become one
+  // that can when it is opened again with the daemon's rights.
+  const int flags = ::fcntl(fd, F_GETFL);
+  const int access = flags & O_ACCMODE;
+  if (flags < 0 || (flags & O_PATH) != 0 || (access != O_RDONLY && access != O_RDWR)) {
+    return Status(Code::kUnsupported, "file not open for reading");
+  }
   struct stat st {};
   if (::fstat(fd, &st) != 0) return Status::from_errno("fstat");
   if (!S_ISREG(st.st_mode)) return Status(Code::kUnsupported, "not a regular file");
@@ -23,8 +30,6 @@ Result<OriginKey> Origin::key_of(int fd) {
 Result<Origin> Origin::open(UniqueFd engine_fd) {
   Origin origin;
   KV_ASSIGN_OR_RETURN(origin.key_, key_of(engine_fd.get()));
-  const int access = ::fcntl(engine_fd.get(), F_GETFL) & O_ACCMODE;
-  if (access == O_WRONLY) return Status(Code::kUnsupported, "file not open for reading");
   char link[64];
   char path[4096];
   std::snprintf(link, sizeof link, "/proc/self/fd/%d", engine_fd.get());
@@ -43,11 +48,6 @@ Result<Origin> Origin::open(UniqueFd engine_fd) {
 
 std::uint64_t Origin::bytes_at(std::uint64_t offset, std::uint64_t size_bytes) const {
   return offset >= key_.size_bytes ? 0 : std::min(size_bytes, key_.size_bytes - offset);
-}
-
-bool Origin::unchanged() const {
-  auto now = key_of(fd_.get());
-  return now.ok() && *now == key_;
 }
 
 }  // namespace kvmem::tier

@@ -36,8 +36,6 @@ class Origin {
   std::uint64_t size_bytes() const { return key_.size_bytes; }
   // How many bytes of [offset, offset + size) the file has; the rest reads as zeroes.
   std::uint64_t bytes_at(std::uint64_t offset, std::uint64_t size_bytes) const;
-  // Whether the file still is what it was when opened. A read is only good if it is afterwards.
-  bool unchanged() const;
 
  private:
   OriginKey key_;

@@ -20,7 +20,7 @@
 //   writing           the memfd page holds the bytes: becomes resident again.
 //   stored, origin    the store or file holds the bytes; whatever the memfd holds is equal to
 //                     them or was never mapped, so it is punched out.
-//   filling           as its source, which `slot` and `tier` still name.
+//   filling           as its source, which `slot` still names.
 #pragma once
 
 #include <atomic>

@@ -22,6 +22,7 @@
 #include "base/unique_handle.h"
 #include "loop/loop.h"
 #include "os/clock.h"
+#include "os/fault_reader.h"
 #include "os/userfault.h"
 #include "os/watch.h"
 
@@ -38,17 +39,19 @@ class FakeEngine {
                    UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
     usable_ = uffd_ && ::ioctl(uffd_.get(), UFFDIO_API, &api) == 0;
     if (!usable_) return;
-    watch_.start(
+    reader_.start(
         loop.ring(), uffd_.get(), this,
-        [](void* self, std::uint32_t) { static_cast<FakeEngine*>(self)->on_fault(); },
+        [](void* self, std::span<const os::Fault> faults) {
+          static_cast<FakeEngine*>(self)->on_faults(faults);
+        },
         [](void*) {});
   }
   FakeEngine(const FakeEngine&) = delete;
   FakeEngine& operator=(const FakeEngine&) = delete;
   ~FakeEngine() {
     while (!views_.empty()) unmap(*views_.back());
-    watch_.stop();
-    while (!watch_.idle()) (void)loop_.run_once();
+    reader_.stop();
+    while (!reader_.idle()) (void)loop_.run_once();
   }
 
   // False where userfaultfd is not permitted: the test skips.
@@ -124,23 +127,18 @@ class FakeEngine {
   void run(std::function<void()> body) { run(std::vector<std::function<void()>>{std::move(body)}); }
 
  private:
-  void on_fault() {
-    std::array<os::Fault, 16> faults;
-    for (;;) {
-      auto count = os::read_faults(uffd_.get(), faults);
-      if (!count.ok() || *count == 0) return;
-      for (unsigned i = 0; i < *count; ++i) {
-        for (migrate::View* view : views_) {
-          const std::uint64_t size = static_cast<std::uint64_t>(view->page_count) << kPageShift;
-          if (faults[i].address - view->address < size) loop_.fault(*view, faults[i], os::now_ns());
-        }
+  void on_faults(std::span<const os::Fault> faults) {
+    for (const os::Fault& fault : faults) {
+      for (migrate::View* view : views_) {
+        const std::uint64_t size = static_cast<std::uint64_t>(view->page_count) << kPageShift;
+        if (fault.address - view->address < size) loop_.fault(*view, fault, os::now_ns());
       }
     }
   }
 
   loop::Loop& loop_;
   UniqueFd uffd_;
-  os::Watch watch_;
+  os::FaultReader reader_;
   std::vector<migrate::View*> views_;
   bool usable_ = false;
 };

@@ -9,90 +9,12 @@
 #include <cstring>
 #include <random>
 
-#include "tests/unit/fake_engine.h"
+#include "tests/unit/regions_fixture.h"
 
 namespace kvmem {
 namespace {
 
-using loop::Loop;
-using loop::LoopOptions;
-using migrate::Region;
-using migrate::View;
-using residency::PageState;
-using test::FakeEngine;
-using test::TemporaryFile;
-
-constexpr std::uint32_t kPages = 48;
-
-// The word that belongs at `word` of `page` after its `version`-th write.
-std::uint64_t pattern(std::uint32_t page, std::size_t word, std::uint64_t version) {
-  std::uint64_t x = (static_cast<std::uint64_t>(page) << 40) ^ (word << 8) ^ version;
-  x *= 0x9e3779b97f4a7c15;
-  return x ^ x >> 29;
-}
-
-std::uint64_t* words_of(const View& view, std::uint32_t page) {
-  return reinterpret_cast<std::uint64_t*>(FakeEngine::bytes(view) +
-                                          (static_cast<std::size_t>(page) << kPageShift));
-}
-
-constexpr std::size_t kWords = kPageBytes / 8;
-
-void fill(const View& view, std::uint32_t page, std::uint64_t version) {
-  std::uint64_t* words = words_of(view, page);
-  for (std::size_t i = 0; i < kWords; ++i) words[i] = pattern(page, i, version);
-}
-
-std::size_t wrong_words(const View& view, std::uint32_t page, std::uint64_t version) {
-  const std::uint64_t* words = words_of(view, page);
-  std::size_t wrong = 0;
-  for (std::size_t i = 0; i < kWords; ++i) wrong += words[i] != pattern(page, i, version);
-  return wrong;
-}
-
-std::uint32_t count_state(const Region& region, PageState state) {
-  std::uint32_t n = 0;
-  for (std::uint32_t page = 0; page < region.page_count(); ++page)
-    n += region.table.read(page).state == state;
-  return n;
-}
-
-class LoopRegions : public ::testing::Test {
- protected:
-  void SetUp() override {
-    start(256 << 20);
-    if (!engine_->usable()) GTEST_SKIP() << "userfaultfd is not permitted here";
-  }
-  // `store_bytes` 0: no store.
-  void start(std::uint64_t store_bytes) {
-    engine_.reset();
-    loop_.reset();
-    LoopOptions options;
-    options.dram_pages = 16;
-    if (store_bytes > 0) options.store_path = store_.path();
-    options.store_bytes = store_bytes;
-    auto created = Loop::create(options);
-    ASSERT_TRUE(created.ok()) << created.status().what();
-    loop_ = *std::move(created);
-    engine_ = std::make_unique<FakeEngine>(*loop_);
-  }
-  void TearDown() override {
-    engine_.reset();
-    loop_.reset();
-  }
-
-  Region* anonymous(std::uint32_t pages = kPages) {
-    loop::RegionSpec spec;
-    spec.session_id = 7;
-    spec.page_count = pages;
-    auto region = loop_->create_region(std::move(spec));
-    return region.ok() ? *region : nullptr;
-  }
-
-  TemporaryFile store_{"loop-store"};
-  std::unique_ptr<Loop> loop_;
-  std::unique_ptr<FakeEngine> engine_;
-};
+using namespace test;  // NOLINT(google-build-using-namespace)
 
 TEST_F(LoopRegions, WhatWasWrittenComesBackAfterDemotion) {
   Region* region = anonymous();
@@ -220,6 +142,7 @@ TEST_F(LoopRegions, DiscardedPagesReadAsZeroesAndGiveEverythingBack) {
   countdown->done = [&] { gone = true; };
   loop_->migrator().discard(*region, 0, kPages, countdown);
   if (--countdown->remaining == 0) countdown->done();
+  loop_->note_change();
   while (!gone) ASSERT_TRUE(loop_->run_once().ok());
   EXPECT_EQ(loop_->dram().used_pages(), 0U);
   EXPECT_EQ(loop_->store()->stats().slots_live[0], 0U);
@@ -288,7 +211,7 @@ TEST_F(LoopRegions, AForkedCopyKeepsTheMomentOfTheFork) {
   engine_->run([&] {
     for (std::uint32_t page = 0; page < 20; ++page) fill(*view, page, 1);
   });
-  loop_->migrator().hold(*view);
+  ASSERT_TRUE(loop_->migrator().hold(*view).ok());
   auto cloned = loop_->clone_region(*parent, 8);
   ASSERT_TRUE(cloned.ok());
   loop_->migrator().release(*view);

@@ -304,6 +304,64 @@ TEST_F(ServerProtocol, AFileOfferedToTwoEnginesStaysForTheOneThatIsLeft) {
   EXPECT_TRUE(status()["regions"].empty());
 }
 
+TEST_F(ServerProtocol, AFileThatTheEngineMayNotReadIsRefused) {
+  const std::string path = directory_ / "secret";
+  UniqueFd file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  ASSERT_EQ(::ftruncate(file.get(), kPageBytes), 0);
+  auto engine = open_session(userfault_.get());
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.kind = wire::RegionKind::kOrigin;
+  create.size_bytes = kPageBytes;
+  UniqueFd by_path(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  EXPECT_EQ(engine->client.ask(create, {by_path.get()}).reply.error, -ENOTSUP);
+  UniqueFd write_only(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  EXPECT_EQ(engine->client.ask(create, {write_only.get()}).reply.error, -ENOTSUP);
+}
+
+TEST_F(ServerProtocol, AnEngineThatHangsUpOnItsAnswerHarmsNobody) {
+  for (int round = 0; round < 20; ++round) {
+    UniqueFd userfault = make_userfault();
+    auto engine = open_session(userfault.get());
+    Request create;
+    create.op = Op::kRegionCreate;
+    create.size_bytes = 8 * kPageBytes;
+    const Answer created = engine->client.ask(create);
+    ASSERT_EQ(created.reply.error, 0);
+    Request mapped;
+    mapped.op = Op::kRegionMapped;
+    mapped.region_id = created.reply.region_id;
+    mapped.address = std::uint64_t{1} << 40;
+    ASSERT_EQ(engine->client.ask(mapped).reply.error, 0);
+    Request discard;
+    discard.op = Op::kDiscard;
+    discard.region_id = created.reply.region_id;
+    discard.page_count = 8;
+    ASSERT_TRUE(engine->client.send_raw(&discard, sizeof discard));
+    ::shutdown(engine->client.fd(), SHUT_RD);
+  }
+  EXPECT_EQ(status()["regions"].size(), 0U);
+}
+
+TEST_F(ServerProtocol, AnEngineThatMakesItsDescriptorBlockBlocksNobody) {
+  auto hostile = open_session(userfault_.get());
+  ASSERT_EQ(::fcntl(userfault_.get(), F_SETFL, ::fcntl(userfault_.get(), F_GETFL) & ~O_NONBLOCK),
+            0);
+  auto* page = static_cast<std::uint8_t*>(
+      ::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  uffdio_register argument{};
+  argument.range = {reinterpret_cast<std::uint64_t>(page), kPageBytes};
+  argument.mode = UFFDIO_REGISTER_MODE_MISSING;
+  ASSERT_EQ(::ioctl(userfault_.get(), UFFDIO_REGISTER, &argument), 0);
+  std::thread toucher([page] { *static_cast<volatile std::uint8_t*>(page) = 1; });
+  for (int i = 0; i < 50; ++i) ASSERT_FALSE(status().empty());
+  // In one step, so that the touch never meets a hole: from here it is the kernel's.
+  ASSERT_NE(::mmap(page, kPageBytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+            MAP_FAILED);
+  toucher.join();
+}
+
 TEST_F(ServerProtocol, NoOneResumesASessionWithoutItsLease) {
   auto engine = open_session(userfault_.get());
   const std::uint64_t id = engine->session_id;
