@@ -15,7 +15,9 @@ namespace {
 // Long enough for a daemon on a loaded machine, short enough that an engine behind a stopped one
 // goes on without it.
 constexpr std::uint64_t kOpenTimeoutNs = 5'000'000'000;
-constexpr std::uint64_t kReplyTimeoutNs = 30'000'000'000;
+// A daemon that is slow is waited for, as its faults are: hanging up would tell it that the engine
+// is dead. The bound is for one that will never answer.
+constexpr std::uint64_t kReplyTimeoutNs = 600'000'000'000;
 
 bool is_hangup(int error) {
   return error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
