@@ -712,7 +712,7 @@ void Migrator::drop_copy(Region& region, std::uint32_t page) {
 }
 
 void Migrator::discard(Region& region, std::uint32_t first, std::uint32_t count,
-                       std::shared_ptr<Countdown> countdown) {
+                       const std::shared_ptr<Countdown>& countdown) {
   for (std::uint32_t page = first; page < first + count; ++page)
     discard_page(region, page, countdown);
 }

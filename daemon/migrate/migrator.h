@@ -84,7 +84,7 @@ class Migrator {
   Status demote(Region& region, std::uint32_t page);
   // The engine gave up the contents; `countdown` (may be null) ends when they are gone.
   void discard(Region& region, std::uint32_t first, std::uint32_t count,
-               std::shared_ptr<Countdown> countdown);
+               const std::shared_ptr<Countdown>& countdown);
   void set_pinned(Region& region, std::uint32_t page, bool pinned);
 
   // Forking: from hold() to release() nothing new is mapped for the view and writes to it wait.
