@@ -278,17 +278,7 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
     region.table.publish(
         page, {PageState::kFilling, PageState::kResident, pin_of(entry), entry.generation, 0});
     move->await(demand);
-    move->stage = Move::Stage::kPopulate;
-    move->job.work = [](os::Job* job) {
-      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-      m.status =
-          m.region->memory.populate(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
-    };
-    move->job.done = [](os::Job* job) {
-      Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-      m.migrator->populated(m);
-    };
-    executor_.execute(&move->job);
+    start_populate(*move);
     return;
   }
   if (!status.ok() && status.code() != Code::kPeerGone)
@@ -342,18 +332,22 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
   region.table.publish(
       page, {PageState::kFilling, entry.state, entry.flags, entry.generation, entry.slot});
   observer_.fill_started(region.ref(page), move->ahead);
-  move->stage = Move::Stage::kPopulate;
-  move->job.work = [](os::Job* job) {
+  start_populate(*move);
+  return true;
+}
+
+void Migrator::start_populate(Move& move) {
+  move.stage = Move::Stage::kPopulate;
+  move.job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-    const std::size_t offset = static_cast<std::size_t>(m.page) << kPageShift;
-    m.status = m.region->memory.populate(offset, kPageBytes);
+    m.status =
+        m.region->memory.populate(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
   };
-  move->job.done = [](os::Job* job) {
+  move.job.done = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
     m.migrator->populated(m);
   };
-  executor_.execute(&move->job);
-  return true;
+  executor_.execute(&move.job);
 }
 
 void Migrator::populated(Move& move) {

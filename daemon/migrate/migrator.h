@@ -150,6 +150,7 @@ class Migrator {
   void serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
   // `ahead`: nobody waits for it, now or behind another page. False: no frame or move is free.
   bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead);
+  void start_populate(Move& move);
   void populated(Move& move);
   void read_origin(Move& move);
   void origin_read(Move& move, int result);
