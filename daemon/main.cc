@@ -100,7 +100,7 @@ os::MemoryKind choose_memory(const config::Config& config, std::string& warning)
     std::snprintf(text, sizeof text,
                   "huge TLB pages: %llu of %llu wanted, so %s pages are used and page-table edits "
                   "cost 50 times more; "
-                  "set vm.nr_overcommit_hugepages=%llu",
+                  "set vm.nr_hugepages=%llu",
                   static_cast<unsigned long long>(available),
                   static_cast<unsigned long long>(wanted),
                   os::huge_shmem_available() ? "transparent huge" : "4 KiB",

@@ -29,7 +29,8 @@ HERE = Path(__file__).resolve().parent
 BUILD = Path(os.environ.get("KVMEM_BUILD", HERE.parent / "build" / "release"))
 SECTOR = 512
 PAGE = 2 << 20
-OVERCOMMIT = Path("/proc/sys/vm/nr_overcommit_hugepages")
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGES_MORE = Path("/proc/sys/vm/nr_overcommit_hugepages")
 
 
 def kvmemctl() -> str:
@@ -48,20 +49,22 @@ def device_sectors(path: str) -> int | None:
 
 @contextlib.contextmanager
 def huge_pages(size_bytes: int):
-    """kvmem is at its best with 2 MiB pages from the kernel's pool: root lets it have its budget."""
-    was = None
+    """kvmem is at its best with 2 MiB pages from the kernel's pool: root lets it have its budget.
+    A pool of its own, since pages that go back to the kernel in between are zeroed memory that a
+    hypervisor may have taken away meanwhile; what else is asked for may come from the kernel."""
+    was = []
     try:
-        before = OVERCOMMIT.read_text()
-        if int(before) < size_bytes // PAGE + 256:
-            OVERCOMMIT.write_text(str(size_bytes // PAGE + 256))
-            was = before
+        for setting, pages in ((HUGE_PAGES, size_bytes // PAGE), (HUGE_PAGES_MORE, 256)):
+            before = setting.read_text()
+            setting.write_text(str(int(before) + pages))
+            was.append((setting, before))
     except OSError:
         pass  # not root, or a read-only /proc: kvmem runs on ordinary pages
     try:
         yield
     finally:
-        if was is not None:
-            OVERCOMMIT.write_text(was)
+        for setting, before in was:
+            setting.write_text(before)
 
 
 class Observer:

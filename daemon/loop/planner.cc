@@ -322,6 +322,8 @@ void Planner::touched(model::PageRef page, Touch touch) {
 
 void Planner::Impl::touched(PageId id, Touch touch) {
   PageHeat& page = order[id];
+  // A second thread waits for what the first has asked for.
+  if (has(page.state, kWaiting)) touch = Touch::kInFlight;
   ++stats.touches;
   recent.touched();
   budget.touched(touch == Touch::kDemand);
@@ -843,14 +845,13 @@ void Planner::plan(std::uint64_t free_pages, std::uint64_t over_pages,
   }
   const bool pressed = touches < p.pressed_until;
   const std::uint64_t reserve = pressed ? p.window.reserve : 0;
-  const std::uint64_t spare = pressed && !p.ahead.empty() ? 1 : 0;
   for (const Impl::Want& want : p.wants) {
     if (p.waiting + reserve + out.promote.size() >= free_pages || out.promote.full()) break;
     p.order[want.id].reason = want.reason;
     out.promote.push({p.ids.page(want.id), want.reason});
   }
   p.evict_advised(out);
-  const std::uint64_t need = wanted + reserve + spare + over_pages;
+  const std::uint64_t need = wanted + reserve + over_pages;
   const std::uint64_t have = free_pages + demotes_in_flight + out.demote.size();
   if (need > have) {
     p.pick_victims(std::min<std::uint64_t>(need - have, 64), p.waiting > 0 || over_pages > 0, out);

@@ -15,7 +15,7 @@ using residency::Residency;
 
 // One page on its way. The executor, ring and store each get a part that leads back here.
 struct Migrator::Move {
-  enum class Stage : std::uint8_t { kPopulate, kRead, kCopy, kWrite, kPunch };
+  enum class Stage : std::uint8_t { kPopulate, kInHand, kRead, kCopy, kWrite, kPunch };
   static constexpr unsigned kReadTriesMax = 3;
 
   template <class Base>
@@ -136,7 +136,14 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
 
 // The page is where it will stay. Gives back the move, then does what waited for it.
 void Migrator::end(Move& move) {
-  if (move.stage == Move::Stage::kRead) count_reads(-1);
+  if (move.stage == Move::Stage::kRead) {
+    count_reads(-1);
+    // At once: the disk shall not stand still while this page is mapped and the next one chosen.
+    if (reads_ == 0 && in_hand_ != nullptr) {
+      start_read_in_hand();
+      (void)ring_.submit();  // what the kernel does not take now, the loop submits again
+    }
+  }
   Region& region = *move.region;
   const std::uint32_t page = move.page;
   std::vector<Waiting> waiters = std::move(move.waiters);
@@ -221,6 +228,7 @@ void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t s
                          move->stage == Move::Stage::kWrite;
     if (!writing) {
       move->await(demand);
+      if (move == in_hand_) start_read_in_hand();
       return;
     }
     if (!move->cancelled) cancel_write(*move);
@@ -372,6 +380,25 @@ void Migrator::populated(Move& move) {
       m.migrator->filled(m);
     };
     executor_.execute(&move.job);
+    return;
+  }
+  if (move.ahead && move.waiters.empty() && reads_ > 0) {
+    start_read_in_hand();
+    move.stage = Move::Stage::kInHand;
+    in_hand_ = &move;
+    return;
+  }
+  start_read(move);
+}
+
+void Migrator::start_read_in_hand() {
+  if (Move* move = std::exchange(in_hand_, nullptr); move != nullptr) start_read(*move);
+}
+
+void Migrator::start_read(Move& move) {
+  Region& region = *move.region;
+  if (is_dead(region) || detached_) {
+    fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
   switch (move.from != nullptr ? move.from->table.read(move.page).state
@@ -554,6 +581,7 @@ bool Migrator::settle_children(Region& region, std::uint32_t page, const Waiting
     // Fresh by now, if nobody ever wrote it; else its copy is under way.
     if (Move* move = move_of(*child, page); move != nullptr) {
       if (then.view != nullptr) move->await(then);
+      if (move == in_hand_) start_read_in_hand();
       return false;
     }
   }
@@ -800,6 +828,7 @@ void Migrator::view_removed(View& view) {
 
 void Migrator::detach() {
   detached_ = true;
+  start_read_in_hand();  // ends it: nothing starts any more
   waiting_.clear();
   discards_.clear();
   finished_.clear();

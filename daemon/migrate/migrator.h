@@ -6,6 +6,8 @@
 //
 // A move is one page's way through:
 //   fill    populate -> read (origin file, store record, parent's page) -> publish resident -> map
+//           One that nobody waits for yet is kept in hand, ready to be read when the disk would
+//           otherwise have nothing to do: some disks report all they have at once, at the end.
 //   demote  publish writing, write-protect -> write record -> publish stored -> punch
 //   drop    publish origin|stored (the bytes are there already) -> punch
 //   discard publish fresh -> punch
@@ -152,6 +154,8 @@ class Migrator {
   bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead);
   void start_populate(Move& move);
   void populated(Move& move);
+  void start_read(Move& move);
+  void start_read_in_hand();
   void read_origin(Move& move);
   void origin_read(Move& move, int result);
   void read_store(Move& move);
@@ -196,6 +200,7 @@ class Migrator {
   std::uint32_t fills_ = 0;
   std::uint32_t demotes_ = 0;
   std::uint32_t reads_ = 0;  // fills whose read is under way
+  Move* in_hand_ = nullptr;  // the fill whose read waits; null while reads_ is 0
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;

@@ -14,9 +14,8 @@ Window window_size(const WindowFacts& facts) {
   const std::uint32_t ahead_min = std::min(3U, facts.inflight_max);
   double ahead = facts.inflight_max;
   if (facts.reads_per_round > 0) {
-    // 4.5 % of the reads: 5 % is the aim, the rest is for mistakes. One frame is the free one that
-    // a fetch starts in while its victim leaves.
-    ahead = 0.045 * facts.reads_per_round - facts.recent - window.reserve - 1;
+    // 4 % of the reads: 5 % is the aim, the rest is for mistakes.
+    ahead = 0.04 * facts.reads_per_round - facts.recent - window.reserve;
   }
   // Never more than a quarter of all frames.
   const double bound = std::min<double>(ahead_max, static_cast<double>(facts.capacity_pages) / 4);
@@ -27,7 +26,7 @@ Window window_size(const WindowFacts& facts) {
 
 void Recent::touched() {
   if (++quiet_ < quiet_needed_ || pages_ == kMin) return;
-  --pages_;
+  pages_ -= (pages_ - kMin + 1) / 2;
   quiet_ = 0;
   narrowed_ = true;
 }

@@ -34,7 +34,7 @@ class Recent {
   static constexpr std::uint32_t kMin = 2;   // one for each of two threads
   static constexpr std::uint32_t kMax = 16;  // one for each of sixteen
   static constexpr std::uint32_t kQuietMin = 512;
-  static constexpr std::uint32_t kQuietMax = 1U << 16;
+  static constexpr std::uint32_t kQuietMax = 4096;
 
   std::uint32_t pages() const { return pages_; }
   void touched();

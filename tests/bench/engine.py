@@ -34,7 +34,7 @@ CANNOT = 77
 
 # What each case runs. Tokens: enough for the steady part to see each page several times.
 CASES = {
-    "dense": {"tokens": 24, "warm": 8},
+    "dense": {"tokens": 48, "warm": 16},
     "moe": {"tokens": 160, "warm": 40},
 }
 

@@ -37,12 +37,12 @@ TEST(Victim, AdviceOutweighsEstimates) {
 TEST(Window, IsAShareOfWhatIsRead) {
   const auto frames = [](double reads) {
     const WindowFacts facts{.reads_per_round = reads, .recent = 2, .capacity_pages = 10000};
-    return window_size(facts).ahead + 2 + 1;
+    return window_size(facts).ahead + 2;
   };
   EXPECT_LE(frames(450), 0.05 * 450);
   EXPECT_LE(frames(150), 0.05 * 150);
-  EXPECT_EQ(frames(5000), 16U + 3);
-  EXPECT_EQ(frames(20), 3U + 3);  // what the disk needs
+  EXPECT_EQ(frames(5000), 16U + 2);
+  EXPECT_EQ(frames(20), 3U + 2);  // what the disk needs
 }
 
 TEST(Window, NeverTakesMoreThanAQuarter) {
@@ -64,6 +64,13 @@ TEST(Recent, WidensAtOnceAndNarrowsAfterQuiet) {
   EXPECT_EQ(recent.pages(), Recent::kMax);
   for (int i = 0; i < 10000000; ++i) recent.touched();
   EXPECT_EQ(recent.pages(), Recent::kMin);
+}
+
+TEST(Recent, NarrowsByHalfTheWayAtATime) {
+  Recent recent;
+  for (int i = 0; i < 100; ++i) recent.demoted_early();
+  for (std::uint32_t i = 0; i < Recent::kQuietMin; ++i) recent.touched();
+  EXPECT_EQ(recent.pages(), (Recent::kMax + Recent::kMin) / 2);
 }
 
 TEST(SampleBudget, LivePagesStayWithinTheShare) {
