@@ -232,6 +232,7 @@ struct Planner::Impl {
 
   bool sampling_works() const { return unanswered < 4 * policy::SampleBudget::kOpenMin; }
   PageId draw();
+  PageId draw_least_seen();
   double crowd(PageId id) const;
   void consider(PageId id, bool seen_used, bool desperate);
   void pick_victims(std::size_t count, bool pressure, model::Moves& out);
@@ -669,6 +670,16 @@ PageId Planner::Impl::draw() {
   return kNoPage;
 }
 
+// Of a few residents, the one whose use was observed least often: a page that was touched once,
+// while the engine loaded, should not have to wait for its turn among those seen in every round.
+PageId Planner::Impl::draw_least_seen() {
+  PageId least = draw();
+  for (int i = 1; i < 8 && least != kNoPage; ++i) {
+    if (const PageId id = draw(); order[id].seen < order[least].seen) least = id;
+  }
+  return least;
+}
+
 // How many of the pages used before and after this one are resident without a gap, 0..1.
 double Planner::Impl::crowd(PageId id) const {
   std::uint32_t neighbours = 0;
@@ -700,7 +711,9 @@ void Planner::Impl::consider(PageId id, bool seen_used, bool desperate) {
   } else {
     if (has(page.state, kAhead) || order.passed_since(id, recent.pages())) return;
     // Passed by no more: dead, or used where no fault shows it. A sample tells.
-    if (!unused && page.linked() && order.overdue(id) && sampling_works()) return;
+    if (!unused && !page.visible() && page.linked() && order.overdue(id) && sampling_works()) {
+      return;
+    }
     if (unused) reason = has(page.state, kArmed) ? Reason::kEvictCold : Reason::kEvictUnused;
   }
   policy::Victim victim;
@@ -790,7 +803,7 @@ void Planner::Impl::pick_samples(model::Moves& out) {
   }
   // Twice as many draws as there may be samples: half of them dead keeps the number doubling.
   for (std::uint32_t i = 0; i < std::min(2 * allowed, 64U); ++i) {
-    const PageId id = draw();
+    const PageId id = i % 2 == 0 ? draw() : draw_least_seen();
     if (id == kNoPage) break;
     if (order.overdue(id)) {
       sample(id, Reason::kSampleDue);

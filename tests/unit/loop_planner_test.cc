@@ -99,9 +99,9 @@ class Dense : public testing::TestWithParam<DenseCase> {};
 constexpr double kWindowMin = 8;
 
 void expect_near_min(const Result& result, std::uint32_t pages, std::uint64_t capacity,
-                     double waits_share = 0.05) {
+                     double waits_share = 0.05, double late = 0) {
   const auto least = static_cast<double>(pages - capacity);
-  EXPECT_LE(result.reads, std::max(1.05 * least, least + kWindowMin));
+  EXPECT_LE(result.reads, std::max(1.05 * least, least + kWindowMin) + late);
   EXPECT_LE(result.demand, waits_share * result.reads + 3);
   // 2 % of the touches, and one for every ten waits.
   EXPECT_LE(result.samples, 0.021 * result.touches + 0.11 * result.demand + 1);
@@ -158,7 +158,7 @@ TEST_P(Dense, LearnsAnOrderThatIsNotTheLoadOrder) {
   print("dense, loaded otherwise", pages, capacity, result);
   if (percent < 90) {
     // A page that stayed resident from the load on is where the load put it, until it is missed.
-    expect_near_min(result, pages, capacity, 0.1);
+    expect_near_min(result, pages, capacity, 0.17, 3);
   } else {
     // Pages that changed places meet one another's unknown neighbours: each costs a wait, once.
     EXPECT_LE(result.reads, 1.05 * static_cast<double>(pages - capacity) + 3 * kWindowMin);
@@ -198,7 +198,7 @@ TEST_P(Moe, ReadsLessThanLru) {
   });
   print("mixture of experts", pages, capacity, result);
   // Where most experts stay, recency knows about as much as frequency.
-  EXPECT_LT(result.reads, (percent > 50 ? 1.05 : 0.92) * result.lru);
+  EXPECT_LT(result.reads, (percent > 50 ? 1.05 : 0.95) * result.lru);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Moe,
@@ -212,20 +212,19 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Moe,
 TEST(Planner, TurnsToANewModelWithinThreeRounds) {
   constexpr std::uint32_t kPages = 1000;
   constexpr std::uint64_t kCapacity = 600;
-  EngineModel engine(kCapacity, kSeed);
-  engine.add_region(0, kPages, true);
-  engine.add_region(1, kPages, true);
-  DenseModel first(0, kPages, 5, 1);
-  DenseModel second(1, kPages, 5, 1);
-  for (int i = 0; i < 6; ++i) first.token(engine);
-  for (int i = 0; i < 4; ++i) {
-    const Result result = measure(engine, kCapacity, 1, [&] { second.token(engine); });
-    print("after a change of model", kPages, kCapacity, result);
-    if (i == 3) {
-      EXPECT_LE(result.reads, 1.08 * (kPages - kCapacity));
-      EXPECT_LE(result.demand, 10);
-    }
-  }
+  const Result result = median_of_seeds([&](std::uint64_t seed) {
+    EngineModel engine(kCapacity, seed);
+    engine.add_region(0, kPages, true);
+    engine.add_region(1, kPages, true);
+    DenseModel first(0, kPages, 5, 1);
+    DenseModel second(1, kPages, 5, 1);
+    for (int i = 0; i < 6; ++i) first.token(engine);
+    for (int i = 0; i < 3; ++i) second.token(engine);
+    return measure(engine, kCapacity, 1, [&] { second.token(engine); });
+  });
+  print("after a change of model", kPages, kCapacity, result);
+  EXPECT_LE(result.reads, 1.08 * (kPages - kCapacity));
+  EXPECT_LE(result.demand, 10);
 }
 
 TEST(Planner, WhatFitsIsNeitherMovedNorSampled) {
@@ -328,7 +327,7 @@ TEST(Planner, TwoEnginesAtOnceShareTheFrames) {
   });
   print("two models at once", 2 * kPages, kCapacity, result);
   // One order is learned for both, and they never interleave alike: some fetches come too late.
-  EXPECT_LE(result.reads, 1.25 * result.min);
+  EXPECT_LE(result.reads, 1.1 * result.min);
 }
 
 // The contract, fact by fact.
