@@ -22,6 +22,12 @@ Ring::~Ring() {
   if (live_) io_uring_queue_exit(&ring_);
 }
 
+namespace {
+
+constexpr unsigned kSubmitEarly = 2;
+
+}  // namespace
+
 io_uring_sqe* Ring::next_entry() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   for (int tries = 0; sqe == nullptr && tries < 1000; ++tries) {
@@ -55,6 +61,8 @@ Result<unsigned> Ring::run_once(bool wait) {
     io_uring_cqe_seen(&ring_, cqe);  // before run(), which may submit and reap no more
     if (done != nullptr) done->run(done, res, flags);
     ++ran;
+    // A device shall not stand still until the last of many completions has been handled.
+    if (io_uring_sq_ready(&ring_) >= kSubmitEarly) (void)io_uring_submit(&ring_);
   }
   return ran;
 }
