@@ -17,6 +17,7 @@ and for kvmem `status` (as of the last but one token) and `report` (at exit).
 import argparse
 import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 BUILD = Path(os.environ.get("KVMEM_BUILD", HERE.parent / "build" / "release"))
 SECTOR = 512
 PAGE = 2 << 20
+MAP_HUGETLB = 0x40000
+MADV_POPULATE_WRITE = 23
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 HUGE_PAGES_MORE = Path("/proc/sys/vm/nr_overcommit_hugepages")
 
@@ -58,6 +61,8 @@ def huge_pages(size_bytes: int):
             before = setting.read_text()
             setting.write_text(str(int(before) + pages))
             was.append((setting, before))
+        with mmap.mmap(-1, size_bytes // PAGE * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB) as pool:
+            pool.madvise(MADV_POPULATE_WRITE)  # now, not during the run, a hypervisor has to give them
     except OSError:
         pass  # not root, or a read-only /proc: kvmem runs on ordinary pages
     try:
