@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -143,6 +144,31 @@ std::size_t early_usable_size(void* p) {
   return is_ready() ? g_real.malloc_usable_size(p) : 0;
 }
 
+// Reading, too, begins before main; nothing of it can concern a region yet.
+ssize_t early_read(int fd, void* buffer, std::size_t size) {
+  return syscall(SYS_read, fd, buffer, size);
+}
+ssize_t early_pread(int fd, void* buffer, std::size_t size, off64_t offset) {
+  return syscall(SYS_pread64, fd, buffer, size, offset);
+}
+ssize_t early_readv(int fd, const iovec* parts, int count) {
+  return syscall(SYS_readv, fd, parts, count);
+}
+ssize_t early_preadv(int fd, const iovec* parts, int count, off64_t offset) {
+  return syscall(SYS_preadv, fd, parts, count, offset, 0L);
+}
+ssize_t early_preadv2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
+  return syscall(SYS_preadv2, fd, parts, count, offset, 0L, flags);
+}
+ssize_t early_read_chk(int fd, void* buffer, std::size_t size, std::size_t /*room*/) {
+  return is_ready() ? g_real.read_chk(fd, buffer, size, 0) : early_read(fd, buffer, size);
+}
+ssize_t early_pread_chk(int fd, void* buffer, std::size_t size, off64_t offset,
+                        std::size_t /*room*/) {
+  return is_ready() ? g_real.pread64_chk(fd, buffer, size, offset, 0)
+                    : early_pread(fd, buffer, size, offset);
+}
+
 }  // namespace
 
 // Memory calls go to the kernel's own wrappers until the next library's are known.
@@ -165,7 +191,14 @@ constinit Functions g_real = {early_malloc,
                               nullptr,
                               nullptr,
                               nullptr,
-                              nullptr};
+                              nullptr,
+                              early_read,
+                              early_pread,
+                              early_readv,
+                              early_preadv,
+                              early_preadv2,
+                              early_read_chk,
+                              early_pread_chk};
 
 void resolve() {
   if (resolved.load(std::memory_order_acquire)) return;
@@ -193,6 +226,13 @@ void resolve() {
   look_up(f.mlock, "mlock");
   look_up(f.mlock2, "mlock2");
   look_up(f.munlock, "munlock");
+  look_up(f.read, "read");
+  look_up(f.pread64, "pread64");
+  look_up(f.readv, "readv");
+  look_up(f.preadv64, "preadv64");
+  look_up(f.preadv64v2, "preadv64v2");
+  look_up(f.read_chk, "__read_chk");
+  look_up(f.pread64_chk, "__pread64_chk");
   found = f;
   publish();
   resolved.store(true, std::memory_order_release);

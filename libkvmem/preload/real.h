@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <cstddef>
 
@@ -30,6 +31,13 @@ struct Functions {
   int (*mlock)(const void*, std::size_t);
   int (*mlock2)(const void*, std::size_t, unsigned);
   int (*munlock)(const void*, std::size_t);
+  ssize_t (*read)(int, void*, std::size_t);
+  ssize_t (*pread64)(int, void*, std::size_t, off64_t);
+  ssize_t (*readv)(int, const iovec*, int);
+  ssize_t (*preadv64)(int, const iovec*, int, off64_t);
+  ssize_t (*preadv64v2)(int, const iovec*, int, off64_t, int);
+  ssize_t (*read_chk)(int, void*, std::size_t, std::size_t);
+  ssize_t (*pread64_chk)(int, void*, std::size_t, off64_t, std::size_t);
 };
 extern Functions g_real __attribute__((visibility("hidden")));
 
