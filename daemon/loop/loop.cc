@@ -136,8 +136,11 @@ void Loop::plan() {
       last_shortage_log_ns_ = last_shortage_ns_;
       os::log(os::Severity::kWarning,
               "the machine has no memory for more than %" PRIu64 " of the %" PRIu64
-              " pages of dram.budget: living with those until it has",
-              effective_pages_, options_.dram_pages);
+              " pages of dram.budget: living with those until it has%s",
+              effective_pages_, options_.dram_pages,
+              options_.memory_kind == os::MemoryKind::kHugeTlb
+                  ? "; did the pool of huge pages shrink? set vm.nr_hugepages again"
+                  : "");
     }
   }
   const std::uint64_t used = dram_.used_pages();

@@ -60,6 +60,7 @@ struct Migrator::Move {
 namespace {
 
 constexpr std::uint64_t kIdle = ~std::uint64_t{0};
+constexpr std::uint64_t kShortageNs = 10'000'000;
 
 // No view and no child: nobody will see its pages again. Closing alone still serves children.
 bool is_dead(const Region& region) { return region.closing && region.children.empty(); }
@@ -322,6 +323,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     if (over_budget_ == 0 || ahead) return false;
   }
   if (fills_ >= options_.fills_max) return false;
+  if (short_until_ns_ != 0 && os::now_ns() < short_until_ns_) return false;
   Move* move = begin(region, page, Kind::kFill);
   if (move == nullptr) return false;
   if (node_.free_pages() == 0) {
@@ -517,6 +519,7 @@ void Migrator::fill_failed(Move& move, Status status) {
     // The region or the daemon goes; nobody waits.
   } else if (status.code() == Code::kNoMemory) {
     shortage_ = true;
+    short_until_ns_ = os::now_ns() + kShortageNs;
     ++counters_.populate_failures;
     // Its waiters try again with the frames that others give back.
     for (const Waiting& w : move.waiters) wait(w);
@@ -710,6 +713,7 @@ void Migrator::start_punch(Move& move) {
 
 void Migrator::punched(Move& move) {
   KV_CHECK(move.status.ok());  // punching sealed memory of ours cannot fail
+  short_until_ns_ = 0;         // there is memory again
   Region& region = *move.region;
   node_.give_back();
   if (move.kind == Kind::kDiscard) {

@@ -204,6 +204,7 @@ class Migrator {
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;
+  std::uint64_t short_until_ns_ = 0;  // no fill is tried before: the last one found no memory
   bool detached_ = false;
   bool write_protect_on_map_ = true;  // until the kernel says it cannot (before 6.4)
 

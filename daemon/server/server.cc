@@ -29,6 +29,7 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
+constexpr std::ptrdiff_t kAnonymousMax = 64;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
   std::uint64_t word = 0;
@@ -41,7 +42,7 @@ std::uint64_t random_nonzero() {
 std::string text_of(const char* chars, std::size_t size) {
   std::string text(chars, ::strnlen(chars, size));
   for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';  // it is printed and logged
+    if (c < 0x20 || c == 0x7f) c = '?';  // printed, logged, made JSON of: plain ASCII
   }
   return text;
 }
@@ -142,12 +143,13 @@ void Server::on_accept() {
     }
     auto peer = os::peer_of(accepted->get());
     if (!peer.ok() || stopping_) continue;
-    const auto same_uid = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
-      return s.second->peer.uid == peer->uid;
+    // Those without a session ask and go; quota.sessions_max is Hello's business.
+    const auto idle = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+      return s.second->peer.uid == peer->uid && s.second->id == 0;
     });
-    if (static_cast<std::uint64_t>(same_uid) >= config_.quota.sessions_max) {
+    if (idle >= kAnonymousMax) {
       ++totals_.refused;
-      const Reply no = refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
+      const Reply no = refuse(EUSERS, "too many connections of this user without a session");
       (void)os::send(accepted->get(), std::as_bytes(std::span(&no, 1)));
       continue;
     }
@@ -328,6 +330,12 @@ bool Server::lease_held(std::uint64_t session_id) const {
 Reply Server::hello(Session& session, const Request& request, os::Received& received,
                     std::vector<UniqueFd>& fds) {
   if (session.id != 0) return refuse(EALREADY, "this connection has a session");
+  const auto same_uid = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+    return s.second->peer.uid == session.peer.uid && s.second->id != 0 && !s.second->ending;
+  });
+  if (static_cast<std::uint64_t>(same_uid) >= config_.quota.sessions_max) {
+    return refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
+  }
   session.pid = session.peer.pid != 0 ? session.peer.pid : request.pid;
   session.tag = text_of(request.tag, sizeof request.tag);
   UniqueFd lease;

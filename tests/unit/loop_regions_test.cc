@@ -348,5 +348,21 @@ TEST_F(LoopRegions, ACorruptPageRaisesSigbusAndIsNeverOtherBytes) {
   EXPECT_EQ(loop_->migrator().counters().store_corrupt, refused);
 }
 
+// A pool of huge pages may be taken away under a running daemon: no fill can be had then, and none
+// may be tried as fast as the processor can.
+TEST_F(LoopRegions, AnEmptyPoolIsAskedNowAndThen) {
+  if (os::huge_tlb_pages_available() > 0) GTEST_SKIP() << "this machine has huge pages";
+  start(256 << 20, 16, os::MemoryKind::kHugeTlb);
+  Region* region = anonymous();
+  ASSERT_NE(region, nullptr);
+  View* view = engine_->map(*region);
+  for (std::uint32_t page = 0; page < 8; ++page) {
+    loop_->fault(*view, {.address = view->address_of(page), .write = true}, os::now_ns());
+  }
+  idle(300);
+  // Eight that wait, each ten milliseconds at most, however often the loop turns.
+  EXPECT_LE(loop_->migrator().counters().populate_failures, 8U * 32);
+}
+
 }  // namespace
 }  // namespace kvmem

@@ -60,10 +60,12 @@ class LoopRegions : public ::testing::Test {
     if (!engine_->usable()) GTEST_SKIP() << "userfaultfd is not permitted here";
   }
   // `store_bytes` 0: no store.
-  void start(std::uint64_t store_bytes, std::uint64_t dram_pages = 16) {
+  void start(std::uint64_t store_bytes, std::uint64_t dram_pages = 16,
+             os::MemoryKind kind = os::MemoryKind::kShmem) {
     engine_.reset();
     loop_.reset();
     LoopOptions options;
+    options.memory_kind = kind;
     options.dram_pages = dram_pages;
     if (store_bytes > 0) options.store_path = store_.path();
     options.store_bytes = store_bytes;
