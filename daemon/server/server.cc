@@ -42,7 +42,8 @@ std::uint64_t random_nonzero() {
 std::string text_of(const char* chars, std::size_t size) {
   std::string text(chars, ::strnlen(chars, size));
   for (char& c : text) {
-    if (c < 0x20 || c == 0x7f) c = '?';  // printed, logged, made JSON of: plain ASCII
+    const auto code = static_cast<unsigned char>(c);
+    if (code < 0x20 || code >= 0x7f) c = '?';  // printed, logged, made JSON of: plain ASCII
   }
   return text;
 }
