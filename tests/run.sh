@@ -109,7 +109,7 @@ sanitized() { # PRESET
   mapfile -t targets < <(unit_targets)
   if build "$1" "${targets[@]}"; then pass; else fail "$1: build"; return; fi
   # The planner's simulations are long, of one thread, and judged by their figures in release.
-  count "$1" -L unit -E '^(Sizes/Dense|Shapes/Moe)'
+  count "$1" -L unit -E '^unit\.(Sizes/Dense|Shapes/Moe)'
 }
 step_asan() { sanitized asan; }
 step_tsan() { sanitized tsan; }
