@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
@@ -108,6 +109,14 @@ os::MemoryKind choose_memory(const config::Config& config, std::string& warning)
     warning = text;
   }
   return os::huge_shmem_available() ? os::MemoryKind::kHugeShmem : os::MemoryKind::kShmem;
+}
+
+// Three for each engine, two for each region: the usual soft limit of 1,024 is soon spent.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 65536);
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 struct Daemon {
@@ -220,6 +229,7 @@ int run(int argc, char** argv) {
       return fail(dir.c_str(), Status::from_errno("mkdir"));
   }
 
+  raise_descriptor_limit();
   loop::LoopOptions options;
   options.dram_pages = config.dram.budget_pages();
   if (config.policy.prefetch_depth) options.prefetch_depth = *config.policy.prefetch_depth;

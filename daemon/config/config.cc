@@ -319,7 +319,8 @@ constexpr Field kFields[] = {
        return read_quota(v, c.nvme.size_bytes, &c.quota.per_uid_store_bytes);
      },
      [](const Config& c) { return in_quotes(show_size(c.quota.per_uid_store_bytes)); }},
-    {"quota.sessions_max", "64", true, "engines of one user connected at once",
+    {"quota.sessions_max", "256", true,
+     "engines of one user connected at once, forked workers with regions included",
      [](const Value& v, const Machine&, Config& c) {
        return read_count(v, 1, 4096, &c.quota.sessions_max);
      },

@@ -841,6 +841,10 @@ void Migrator::detach() {
 void Migrator::close(Region& region) {
   if (detached_) return;
   region.closing = true;
+  if (in_hand_ != nullptr && in_hand_->region == &region) {
+    start_read_in_hand();  // ends it, and with it comes back here
+    return;
+  }
   for (Discard& d : discards_) {
     if (d.region == &region) finish(std::move(d.countdown));
   }

@@ -29,7 +29,7 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
-constexpr std::ptrdiff_t kAnonymousMax = 64;  // connections of one user that have no session
+constexpr std::ptrdiff_t kAnonymousMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
   std::uint64_t word = 0;

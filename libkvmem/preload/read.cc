@@ -32,8 +32,9 @@ void* take_buffer() {
   for (std::atomic<void*>& slot : kept) {
     if (void* buffer = slot.exchange(nullptr, std::memory_order_acquire)) return buffer;
   }
-  void* buffer = mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);  // below every threshold
+  kvmem::real::resolve();
+  void* buffer = g_real.mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);  // not ours, or it were a region
   return buffer == MAP_FAILED ? nullptr : buffer;
 }
 
@@ -46,7 +47,7 @@ void give_buffer(void* buffer) {
       return;
     }
   }
-  munmap(buffer, kBufferBytes);
+  g_real.munmap(buffer, kBufferBytes);
   errno = saved;
 }
 

@@ -108,7 +108,8 @@ void expect_near_min(const Result& result, std::uint32_t pages, std::uint64_t ca
 }
 
 TEST_P(Dense, OneThreadReadsHardlyMoreThanMin) {
-  const auto [pages, percent] = GetParam();
+  const std::uint32_t pages = GetParam().pages;
+  const int percent = GetParam().percent;
   const std::uint64_t capacity = std::uint64_t{pages} * percent / 100;
   const Result result = median_of_seeds([&](std::uint64_t seed) {
     EngineModel engine(capacity, seed);
@@ -122,7 +123,8 @@ TEST_P(Dense, OneThreadReadsHardlyMoreThanMin) {
 }
 
 TEST_P(Dense, TwoThreadsReadHardlyMoreThanMin) {
-  const auto [pages, percent] = GetParam();
+  const std::uint32_t pages = GetParam().pages;
+  const int percent = GetParam().percent;
   const std::uint64_t capacity = std::uint64_t{pages} * percent / 100;
   const Result result = median_of_seeds([&](std::uint64_t seed) {
     // Between threads the speed varies by a third, so no two rounds interleave alike.
@@ -143,9 +145,10 @@ TEST_P(Dense, TwoThreadsReadHardlyMoreThanMin) {
 
 // The engine reads the file in one order into memory of its own (dirty), and uses it in another.
 TEST_P(Dense, LearnsAnOrderThatIsNotTheLoadOrder) {
-  const auto [pages, percent] = GetParam();
+  const std::uint32_t pages = GetParam().pages;
+  const int percent = GetParam().percent;
   const std::uint64_t capacity = std::uint64_t{pages} * percent / 100;
-  const Result result = median_of_seeds([&, percent = percent](std::uint64_t seed) {
+  const Result result = median_of_seeds([&](std::uint64_t seed) {
     EngineModel engine(capacity, seed, {.compute_jitter = 0.3});
     engine.add_region(0, pages, false);
     DenseModel model(0, pages, 5, 2);
@@ -185,10 +188,11 @@ struct MoeCase {
 class Moe : public testing::TestWithParam<MoeCase> {};
 
 TEST_P(Moe, ReadsLessThanLru) {
-  const auto [percent, shape] = GetParam();
+  const int percent = GetParam().percent;
+  const MoeShape shape = GetParam().shape;
   const std::uint32_t pages = MoeModel(0, shape, 2, kSeed).pages();
   const std::uint64_t capacity = std::uint64_t{pages} * percent / 100;
-  const Result result = median_of_seeds([&, &shape = shape](std::uint64_t seed) {
+  const Result result = median_of_seeds([&](std::uint64_t seed) {
     MoeModel model(0, shape, 2, seed);
     EngineModel engine(capacity, seed, {.compute_jitter = 0.3});
     engine.add_region(0, pages, true);
