@@ -111,11 +111,13 @@ os::MemoryKind choose_memory(const config::Config& config, std::string& warning)
   return os::huge_shmem_available() ? os::MemoryKind::kHugeShmem : os::MemoryKind::kShmem;
 }
 
+constexpr rlim_t kDescriptorsMax = 65536;  // as LimitNOFILE in kvmemd.service.in
+
 // Three for each engine, two for each region: the usual soft limit of 1,024 is soon spent.
 void raise_descriptor_limit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 65536);
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, kDescriptorsMax));
   (void)::setrlimit(RLIMIT_NOFILE, &limit);
 }
 

@@ -49,6 +49,7 @@ constexpr double kNear = 64;               // pages that are always near enough 
 constexpr std::size_t kPoolMax = 256;      // victims compared per plan
 // One of 24 residents drawn at random is among the best tenth with probability 1 - 0.9^24 = 0.92.
 constexpr std::size_t kDraws = 24;
+constexpr int kLeastSeenDraws = 8;
 constexpr std::uint32_t kCrowd = 8;      // neighbours looked at on either side
 constexpr std::uint32_t kRunMax = 8;     // pages fetched for one demanded page: 16 MiB
 constexpr double kHitShareMin = 0.4;     // below it, order is not worth following
@@ -337,7 +338,7 @@ void Planner::Impl::touched(PageId id, Touch touch) {
     }
   }
   if (touch == Touch::kInFlight) ++stats.in_flight;
-  if (needs_frame && where(page) == Where::kAbsent && !has(page.state, kWaiting)) {
+  if (needs_frame && where(page) == Where::kAbsent) {
     set(page.state, kWaiting, true);
     ++waiting;
   }
@@ -670,11 +671,11 @@ PageId Planner::Impl::draw() {
   return kNoPage;
 }
 
-// Of a few residents, the one whose use was observed least often: a page that was touched once,
+// Of a few residents, the one whose passes were observed least often: a page that was touched once,
 // while the engine loaded, should not have to wait for its turn among those seen in every round.
 PageId Planner::Impl::draw_least_seen() {
   PageId least = draw();
-  for (int i = 1; i < 8 && least != kNoPage; ++i) {
+  for (int i = 1; i < kLeastSeenDraws && least != kNoPage; ++i) {
     if (const PageId id = draw(); order[id].seen < order[least].seen) least = id;
   }
   return least;
@@ -710,11 +711,12 @@ void Planner::Impl::consider(PageId id, bool seen_used, bool desperate) {
     reason = Reason::kEvictPressure;
   } else {
     if (has(page.state, kAhead) || order.passed_since(id, recent.pages())) return;
-    // Passed by no more: dead, or used where no fault shows it. A sample tells.
-    if (!unused && !page.visible() && page.linked() && order.overdue(id) && sampling_works()) {
-      return;
-    }
-    if (unused) reason = has(page.state, kArmed) ? Reason::kEvictCold : Reason::kEvictUnused;
+    // Overdue and mapped: dead, or used where no fault shows it; a sample tells. Overdue and not
+    // mapped: its use would have been seen, so it is dead, on probation or not.
+    const bool overdue = page.linked() && order.overdue(id);
+    if (!unused && !page.visible() && overdue && sampling_works()) return;
+    if (unused || (overdue && has(page.state, kArmed)))
+      reason = has(page.state, kArmed) ? Reason::kEvictCold : Reason::kEvictUnused;
   }
   policy::Victim victim;
   // In a first scan by chance: nothing of it is expected back before it ends, and what stays is
@@ -801,7 +803,8 @@ void Planner::Impl::pick_samples(model::Moves& out) {
       if (allowed > 0 && sample(after, Reason::kSampleSpread)) --allowed;
     }
   }
-  // Twice as many draws as there may be samples: half of them dead keeps the number doubling.
+  // Twice as many draws as there may be samples: half of them dead keeps the number doubling. Every
+  // second one is among those hardly ever seen.
   for (std::uint32_t i = 0; i < std::min(2 * allowed, 64U); ++i) {
     const PageId id = i % 2 == 0 ? draw() : draw_least_seen();
     if (id == kNoPage) break;

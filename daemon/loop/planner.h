@@ -15,6 +15,7 @@
 //
 // A fill on demand: touched(kDemand), fill_started(ahead=false), filled().
 // A fresh page:     touched(kFresh), filled(kFree).
+// Further touches before fill_started count as kInFlight, whatever they are said to be.
 // A move that is not started costs nothing: only *_started changes state, and what was not started
 // may be proposed again. A move that can never be started must be answered with fill_failed or
 // demote_failed. Facts about unknown regions or pages out of range are ignored.
@@ -40,8 +41,8 @@ struct PlannerOptions {
 struct PlannerStats {
   std::array<std::uint64_t, model::kReasonCount> moves{};  // started, per reason
   std::uint64_t touches = 0;
-  std::uint64_t demand = 0;         // touches that found the page absent
-  std::uint64_t in_flight = 0;      // touches that found it on its way
+  std::uint64_t demand = 0;         // touches that found the page absent, the first of each wait
+  std::uint64_t in_flight = 0;      // touches that found it on its way, or waited for already
   std::uint64_t ahead_used = 0;     // pages fetched ahead and then touched
   std::uint64_t ahead_unused = 0;   // pages fetched ahead and demoted untouched
   std::uint64_t samples_hit = 0;    // sampled pages that were touched

@@ -60,7 +60,8 @@ struct Migrator::Move {
 namespace {
 
 constexpr std::uint64_t kIdle = ~std::uint64_t{0};
-constexpr std::uint64_t kShortageNs = 10'000'000;
+constexpr std::uint64_t kInHandNs = 20'000'000;         // where others' reads never cease
+constexpr std::uint64_t kShortagePauseNs = 10'000'000;  // as the loop's kRetryNs, which wakes it
 
 // No view and no child: nobody will see its pages again. Closing alone still serves children.
 bool is_dead(const Region& region) { return region.closing && region.children.empty(); }
@@ -140,7 +141,7 @@ void Migrator::end(Move& move) {
   if (move.stage == Move::Stage::kRead) {
     count_reads(-1);
     // At once: the disk shall not stand still while this page is mapped and the next one chosen.
-    if (reads_ == 0 && in_hand_ != nullptr) {
+    if (in_hand_ != nullptr && (reads_ == 0 || os::now_ns() - in_hand_->started_ns > kInHandNs)) {
       start_read_in_hand();
       (void)ring_.submit();  // what the kernel does not take now, the loop submits again
     }
@@ -176,6 +177,12 @@ void Migrator::end(Move& move) {
 void Migrator::finish(std::shared_ptr<Countdown> countdown) {
   if (countdown != nullptr && --countdown->remaining == 0)
     finished_.push_back(std::move(countdown));
+}
+
+// From now on somebody waits for `move`. May end it.
+void Migrator::await(Move& move, const Waiting& demand) {
+  move.await(demand);
+  if (&move == in_hand_) start_read_in_hand();
 }
 
 // A thread that is interrupted faults again: one entry a view and page.
@@ -228,8 +235,7 @@ void Migrator::serve(View& view, std::uint32_t page, bool write, std::uint64_t s
     const bool writing = move->region == &region && move->kind == Kind::kDemote &&
                          move->stage == Move::Stage::kWrite;
     if (!writing) {
-      move->await(demand);
-      if (move == in_hand_) start_read_in_hand();
+      await(*move, demand);
       return;
     }
     if (!move->cancelled) cancel_write(*move);
@@ -307,7 +313,10 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
       if (demand != nullptr) poison(*demand->view, page);
       return true;
     }
-    if (move_of(*from, page) != nullptr) return false;  // tried again when that move has ended
+    if (Move* busy = move_of(*from, page); busy != nullptr) {
+      if (busy == in_hand_) start_read_in_hand();
+      return false;  // tried again when that move has ended
+    }
     const PageState source = from->table.read(page).state;
     if (source == PageState::kFresh) {
       from = nullptr;
@@ -519,9 +528,9 @@ void Migrator::fill_failed(Move& move, Status status) {
     // The region or the daemon goes; nobody waits.
   } else if (status.code() == Code::kNoMemory) {
     shortage_ = true;
-    short_until_ns_ = os::now_ns() + kShortageNs;
+    short_until_ns_ = os::now_ns() + kShortagePauseNs;
     ++counters_.populate_failures;
-    // Its waiters try again with the frames that others give back.
+    // Its waiters try again when a page has been punched, or the pause is over.
     for (const Waiting& w : move.waiters) wait(w);
     move.waiters.clear();
   } else if (entry.source == PageState::kOrigin) {
@@ -583,8 +592,7 @@ bool Migrator::settle_children(Region& region, std::uint32_t page, const Waiting
     }
     // Fresh by now, if nobody ever wrote it; else its copy is under way.
     if (Move* move = move_of(*child, page); move != nullptr) {
-      if (then.view != nullptr) move->await(then);
-      if (move == in_hand_) start_read_in_hand();
+      await(*move, then);
       return false;
     }
   }
@@ -753,6 +761,7 @@ void Migrator::discard_page(Region& region, std::uint32_t page,
   if (Move* move = move_of(region, page); move != nullptr) {
     (move->region == &region ? move->discard : move->discard_from) = true;  // done at its end
     wait_for(*move);
+    if (move == in_hand_) start_read_in_hand();
     return;
   }
   const Residency entry = region.table.read(page);
@@ -842,7 +851,7 @@ void Migrator::close(Region& region) {
   if (detached_) return;
   region.closing = true;
   if (in_hand_ != nullptr && in_hand_->region == &region) {
-    start_read_in_hand();  // ends it, and with it comes back here
+    start_read_in_hand();  // ends it, or starts it for children; its end() comes back here
     return;
   }
   for (Discard& d : discards_) {

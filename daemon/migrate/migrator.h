@@ -1,13 +1,16 @@
 // Migrator: carries pages between tiers and answers faults with them. Loop only; workers populate,
 // copy and punch, the ring reads and writes.
 //
-// It decides nothing: which page moves ahead of need, and which makes room, comes from outside.
+// It chooses no page: which one moves ahead of need, and which makes room, comes from outside.
 // Faults are demands, and are served first-come as frames allow.
 //
 // A move is one page's way through:
-//   fill    populate -> read (origin file, store record, parent's page) -> publish resident -> map
-//           One that nobody waits for yet is kept in hand, ready to be read when the disk would
-//           otherwise have nothing to do: some disks report all they have at once, at the end.
+//   fill    populate -> [in hand] -> read (origin file, store record) or copy of the parent's page
+//           -> publish resident -> map
+//           In hand is at most one fill ahead, that nobody waits for, while others are read. Its
+//           read starts when the last of those ends, when the next fill wants the place, when
+//           somebody waits for it, or after 20 ms. Virtio disks report a whole queue at its end:
+//           without it the disk would stand still until the next page has been chosen.
 //   demote  publish writing, write-protect -> write record -> publish stored -> punch
 //   drop    publish origin|stored (the bytes are there already) -> punch
 //   discard publish fresh -> punch
@@ -79,7 +82,8 @@ class Migrator {
   // An engine touched a page that is not mapped, or wrote to a protected one.
   void fault(View& view, const os::Fault& fault, std::uint64_t now_ns);
 
-  // Brings a page in ahead of need. kBusy: moving, resident or no frame or slot free. A resident
+  // Brings a page in ahead of need. kBusy: moving, resident, no frame or slot free, or the machine
+  // had no memory just now. A resident
   // page with kPinned keeps it.
   Status promote(Region& region, std::uint32_t page);
   // Sends a page out. kBusy: moving or not resident; kUnsupported: nowhere to go.
@@ -150,7 +154,8 @@ class Migrator {
   void end(Move& move);
 
   void serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
-  // `ahead`: nobody waits for it, now or behind another page. False: no frame or move is free.
+  // `ahead`: nobody waits for it, now or behind another page. False: no frame or move is free, the
+  // parent's page is moving, or memory ran out a moment ago.
   bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead);
   void start_populate(Move& move);
   void populated(Move& move);
@@ -179,6 +184,7 @@ class Migrator {
                     const std::shared_ptr<Countdown>& countdown);
   void finish(std::shared_ptr<Countdown> countdown);
   void wait(const Waiting& demand);
+  void await(Move& move, const Waiting& demand);
   bool inherits(const Region& region, std::uint32_t page) const;
   void count_reads(int change);
 
@@ -200,7 +206,7 @@ class Migrator {
   std::uint32_t fills_ = 0;
   std::uint32_t demotes_ = 0;
   std::uint32_t reads_ = 0;  // fills whose read is under way
-  Move* in_hand_ = nullptr;  // the fill whose read waits; null while reads_ is 0
+  Move* in_hand_ = nullptr;  // populated, its read not started; null while reads_ is 0
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;

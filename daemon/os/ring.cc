@@ -4,6 +4,13 @@
 
 namespace kvmem::os {
 
+namespace {
+
+// Prepared entries that are worth a system call of their own.
+constexpr unsigned kSubmitEarly = 2;
+
+}  // namespace
+
 Result<Ring> Ring::create(unsigned entries) {
   Ring ring;
   io_uring_params params{};
@@ -21,12 +28,6 @@ Result<Ring> Ring::create(unsigned entries) {
 Ring::~Ring() {
   if (live_) io_uring_queue_exit(&ring_);
 }
-
-namespace {
-
-constexpr unsigned kSubmitEarly = 2;
-
-}  // namespace
 
 io_uring_sqe* Ring::next_entry() {
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
@@ -54,14 +55,17 @@ Result<unsigned> Ring::run_once(bool wait) {
   }
   unsigned ran = 0;
   io_uring_cqe* cqe = nullptr;
-  while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
+  // What was ready on entry: what completes while it is handled is the next turn's.
+  for (unsigned left = io_uring_cq_ready(&ring_); left > 0 && io_uring_peek_cqe(&ring_, &cqe) == 0;
+       --left) {
     auto* done = static_cast<Completion*>(io_uring_cqe_get_data(cqe));
     const int res = cqe->res;
     const std::uint32_t flags = cqe->flags;
     io_uring_cqe_seen(&ring_, cqe);  // before run(), which may submit and reap no more
     if (done != nullptr) done->run(done, res, flags);
     ++ran;
-    // A device shall not stand still until the last of many completions has been handled.
+    // A device shall not stand still until the last of many completions has been handled. What the
+    // kernel does not take now, the next turn submits.
     if (io_uring_sq_ready(&ring_) >= kSubmitEarly) (void)io_uring_submit(&ring_);
   }
   return ran;

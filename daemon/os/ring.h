@@ -41,8 +41,8 @@ class Ring {
     io_uring_sqe_set_data(sqe, done);
   }
 
-  // Submits what is prepared, waits for at least one completion (`wait`), runs all that are ready.
-  // Returns how many ran.
+  // Submits what is prepared, waits for at least one completion (`wait`), runs those that are ready
+  // then, and submits between them what they prepare. Returns how many ran.
   Result<unsigned> run_once(bool wait);
   // Hands prepared entries to the kernel without running completions.
   Status submit();

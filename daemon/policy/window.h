@@ -27,13 +27,14 @@ struct Window {
 
 Window window_size(const WindowFacts& facts);
 
-// How many of the pages just used must stay: more after one was demoted too early, fewer after long
-// quiet. Each narrowing that proves wrong doubles the quiet asked for before the next one.
+// How many of the pages just used must stay: one more after each that was demoted too early; after
+// quiet_needed_ touches without, half of what is above kMin goes. A narrowing that proves wrong
+// doubles quiet_needed_, up to kQuietMax.
 class Recent {
  public:
-  static constexpr std::uint32_t kMin = 2;   // one for each of two threads
-  static constexpr std::uint32_t kMax = 16;  // one for each of sixteen
-  static constexpr std::uint32_t kQuietMin = 512;
+  static constexpr std::uint32_t kMin = 2;         // one for each of two threads
+  static constexpr std::uint32_t kMax = 16;        // one for each of sixteen
+  static constexpr std::uint32_t kQuietMin = 512;  // touches
   static constexpr std::uint32_t kQuietMax = 4096;
 
   std::uint32_t pages() const { return pages_; }

@@ -29,7 +29,7 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
-constexpr std::ptrdiff_t kAnonymousMax = 256;  // connections of one user that have no session
+constexpr std::ptrdiff_t kSessionlessMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
   std::uint64_t word = 0;
@@ -145,10 +145,10 @@ void Server::on_accept() {
     auto peer = os::peer_of(accepted->get());
     if (!peer.ok() || stopping_) continue;
     // Those without a session ask and go; quota.sessions_max is Hello's business.
-    const auto idle = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+    const auto sessionless = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
       return s.second->peer.uid == peer->uid && s.second->id == 0;
     });
-    if (idle >= kAnonymousMax) {
+    if (sessionless >= kSessionlessMax) {
       ++totals_.refused;
       const Reply no = refuse(EUSERS, "too many connections of this user without a session");
       (void)os::send(accepted->get(), std::as_bytes(std::span(&no, 1)));
@@ -331,12 +331,6 @@ bool Server::lease_held(std::uint64_t session_id) const {
 Reply Server::hello(Session& session, const Request& request, os::Received& received,
                     std::vector<UniqueFd>& fds) {
   if (session.id != 0) return refuse(EALREADY, "this connection has a session");
-  const auto same_uid = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
-    return s.second->peer.uid == session.peer.uid && s.second->id != 0 && !s.second->ending;
-  });
-  if (static_cast<std::uint64_t>(same_uid) >= config_.quota.sessions_max) {
-    return refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
-  }
   session.pid = session.peer.pid != 0 ? session.peer.pid : request.pid;
   session.tag = text_of(request.tag, sizeof request.tag);
   UniqueFd lease;
@@ -360,6 +354,12 @@ Reply Server::hello(Session& session, const Request& request, os::Received& rece
     std::erase(orphans_, session.id);
     ++totals_.resumed;
   } else {
+    const auto same_uid = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+      return s.second->peer.uid == session.peer.uid && s.second->id != 0 && !s.second->ending;
+    });
+    if (static_cast<std::uint64_t>(same_uid) >= config_.quota.sessions_max) {
+      return refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
+    }
     session.id = random_nonzero();
     if (const Status status = make_lease(session.id, lease); !status.ok()) {
       session.id = 0;

@@ -1,7 +1,8 @@
 // Session: one engine's connection, and everything the daemon holds for it.
 //
-//   open -> armed       Hello answered -> userfaultfd and agent socket handed over
-//   open|armed -> ending   the engine hung up, broke the protocol, or the daemon stops: its views
+//   accepted -> open    Hello answered; whoever only asks (kvmemctl) stays accepted, its id 0
+//   open -> armed       userfaultfd and agent socket handed over
+//   any -> ending          the engine hung up, broke the protocol, or the daemon stops: its views
 //                          are gone, its watches are stopping
 //   ending -> gone      the kernel has let go of every watch
 //

@@ -1,8 +1,13 @@
 // read(2) and its kin with O_DIRECT. A device writes into memory past every page table: no write
 // protection stops it, so a page that is demoted meanwhile would lose what arrives. Such reads go
-// through a buffer outside the arena. All others fault like the program's own accesses.
+// through a buffer outside the arena: at most four of 4 MiB are kept, a longer read is several. All
+// others fault like the program's own accesses.
+//
+// The first byte of a target says whether it is in the arena, whose neighbours are reserved. A
+// target there that the engine unmapped or protected raises SIGSEGV, not EFAULT.
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,7 +37,7 @@ void* take_buffer() {
   for (std::atomic<void*>& slot : kept) {
     if (void* buffer = slot.exchange(nullptr, std::memory_order_acquire)) return buffer;
   }
-  kvmem::real::resolve();
+  kvmem::real::resolve();  // mmap is null before
   void* buffer = g_real.mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);  // not ours, or it were a region
   return buffer == MAP_FAILED ? nullptr : buffer;
@@ -102,6 +107,7 @@ bool is_direct_into_arena(int fd, const void* buffer) {
   return __builtin_expect(in_arena(buffer), 0) && is_direct(fd);
 }
 bool is_direct_into_arena(int fd, const iovec* parts, int count) {
+  if (count > IOV_MAX) return false;  // EINVAL, says the kernel
   for (int i = 0; i < count; ++i) {
     if (__builtin_expect(in_arena(parts[i].iov_base), 0)) return is_direct(fd);
   }

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -160,18 +161,20 @@ ssize_t early_preadv(int fd, const iovec* parts, int count, off64_t offset) {
 ssize_t early_preadv2(int fd, const iovec* parts, int count, off64_t offset, int flags) {
   return syscall(SYS_preadv2, fd, parts, count, offset, 0L, flags);
 }
-ssize_t early_read_chk(int fd, void* buffer, std::size_t size, std::size_t /*room*/) {
-  return is_ready() ? g_real.read_chk(fd, buffer, size, 0) : early_read(fd, buffer, size);
+// Reached where a read would overflow alone.
+ssize_t early_read_chk(int fd, void* buffer, std::size_t size, std::size_t room) {
+  if (!is_ready()) abort();
+  return g_real.read_chk(fd, buffer, size, room);
 }
-ssize_t early_pread_chk(int fd, void* buffer, std::size_t size, off64_t offset,
-                        std::size_t /*room*/) {
-  return is_ready() ? g_real.pread64_chk(fd, buffer, size, offset, 0)
-                    : early_pread(fd, buffer, size, offset);
+ssize_t early_pread_chk(int fd, void* buffer, std::size_t size, off64_t offset, std::size_t room) {
+  if (!is_ready()) abort();
+  return g_real.pread64_chk(fd, buffer, size, offset, room);
 }
 
 }  // namespace
 
-// Memory calls go to the kernel's own wrappers until the next library's are known.
+// Allocation resolves and goes on, reading goes to the kernel, and the memory calls are null: who
+// uses those resolves first.
 constinit Functions g_real = {early_malloc,
                               early_free,
                               early_calloc,

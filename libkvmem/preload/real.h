@@ -1,6 +1,7 @@
 // The functions that the interposed ones stand before: the next definitions in link order, resolved
-// once. Before that every pointer leads to a function that resolves and goes on, so that no caller
-// tests anything.
+// once. Before that those that allocate resolve and go on, so that their callers test nothing,
+// those that read ask the kernel, and those from mmap to munlock are null: REQUIRES resolve()
+// first.
 #pragma once
 
 #include <sys/types.h>

@@ -22,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 
 
-VERIFY = ("--verify=crc32c",)
+VERIFY = ("--verify=crc32c", "--verify_state_save=0")
 
 
 def say(text):
@@ -92,7 +92,7 @@ def measure(options, directory):
                     "--iodepth=8", "--end_fsync=1", *VERIFY, "--do_verify=0"], check=True, stdout=subprocess.DEVNULL)
     store(options.binary, store_file, options.size, "fill", 8, 0, options.workers)
 
-    for op in ("read", "write"):
+    for op in ("read", "write"):  # in this order: writing destroys what --verify checks
         for depth in (int(d) for d in options.depths.split(",")):
             case = f"{op}_qd{depth}"
             runs = {"fio": [], "store": []}
