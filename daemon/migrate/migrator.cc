@@ -841,7 +841,6 @@ void Migrator::view_removed(View& view) {
 
 void Migrator::detach() {
   detached_ = true;
-  start_read_in_hand();  // ends it: nothing starts any more
   waiting_.clear();
   discards_.clear();
   finished_.clear();
@@ -850,10 +849,6 @@ void Migrator::detach() {
 void Migrator::close(Region& region) {
   if (detached_) return;
   region.closing = true;
-  if (in_hand_ != nullptr && in_hand_->region == &region) {
-    start_read_in_hand();  // ends it, or starts it for children; its end() comes back here
-    return;
-  }
   for (Discard& d : discards_) {
     if (d.region == &region) finish(std::move(d.countdown));
   }
