@@ -61,10 +61,10 @@ def huge_pages(size_bytes: int):
             before = setting.read_text()
             setting.write_text(str(int(before) + pages))
             was.append((setting, before))
-        with mmap.mmap(-1, size_bytes // PAGE * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB) as pool:
+        with mmap.mmap(-1, max(1, size_bytes // PAGE) * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB) as pool:
             pool.madvise(MADV_POPULATE_WRITE)  # now, not during the run, a hypervisor has to give them
     except OSError:
-        pass  # not root, or a read-only /proc: kvmem runs on ordinary pages
+        pass  # not root, a read-only /proc, too few free huge pages: kvmem runs on what there is
     try:
         yield
     finally:

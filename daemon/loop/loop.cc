@@ -106,8 +106,10 @@ Loop::~Loop() {
 void Loop::detach() {
   migrator_->detach();
   tick_.stop();
+  retry_.stop();
   // Bounded by the devices: nothing new starts.
-  while (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0 || tick_.busy()) {
+  while (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0 || tick_.busy() ||
+         retry_.busy()) {
     if (!ring_.run_once(true).ok()) break;
   }
 }
@@ -205,10 +207,13 @@ void Loop::plan() {
 }
 
 void Loop::arm_tick() {
+  if (migrator_->demands_waiting() > 0 && !retry_.busy()) {
+    retry_.start(ring_, kRetryNs, this,
+                 [](void* self) { static_cast<Loop*>(self)->changed_ = true; });
+  }
   if (tick_.busy()) return;
   std::uint64_t after = 0;
   if (store_ != nullptr && store_->wants_tick()) after = kTickNs;
-  if (migrator_->demands_waiting() > 0) after = kRetryNs;
   if (after == 0 && effective_pages_ < options_.dram_pages) after = kRecoverNs;
   if (after == 0) return;
   tick_.start(ring_, after, this, [](void* self) { static_cast<Loop*>(self)->on_tick(); });

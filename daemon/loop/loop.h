@@ -175,6 +175,7 @@ class Loop final : public migrate::Observer {
   std::uint64_t last_shortage_log_ns_ = 0;
   std::uint64_t last_pressure_log_ns_ = 0;
   os::Timer tick_;
+  os::Timer retry_;  // while a fault waits; the tick may be a second away
 };
 
 }  // namespace kvmem::loop

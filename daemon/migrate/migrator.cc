@@ -371,7 +371,8 @@ void Migrator::start_populate(Move& move) {
 
 void Migrator::populated(Move& move) {
   if (!move.status.ok()) {
-    fill_failed(move, move.status);
+    // Whatever the kernel says, nothing has been read: the source still has the bytes.
+    fill_failed(move, Status(Code::kNoMemory, move.status.what(), move.status.detail()));
     return;
   }
   Region& region = *move.region;

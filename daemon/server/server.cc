@@ -150,7 +150,8 @@ void Server::on_accept() {
     });
     if (sessionless >= kSessionlessMax) {
       ++totals_.refused;
-      const Reply no = refuse(EUSERS, "too many connections of this user without a session");
+      // Busy, not refused: an engine that comes back to its session will ask again.
+      const Reply no = refuse(EBUSY, "too many connections of this user without a session");
       (void)os::send(accepted->get(), std::as_bytes(std::span(&no, 1)));
       continue;
     }

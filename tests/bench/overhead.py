@@ -3,13 +3,14 @@
 
   malloc    malloc and free below the threshold, with libkvmem preloaded against without, and
             against a library that interposes them and only jumps on to glibc's: no interposer
-            can cost less
+            can cost much less
   engine    tokens/s when everything fits into the budget, against the engine alone
   touch     first touch of a fresh page and restore of a stored one, against the kernel's own first
-            touch of 2 MiB and a raw O_DIRECT read of 2 MiB from the same disk
+            touch of 2 MiB on transparent huge pages and a raw O_DIRECT read of 2 MiB from the same disk
   idle      an idle daemon: its own memory, its CPU time, and what it keeps for each page
 
-Adjacent pairs; what is printed are medians over the pairs, and p50/p99 over touches.
+Adjacent pairs; what is printed are medians over the pairs, for malloc the fastest run of each side
+(see malloc_pairs), and p50/p99 over touches.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def touch(mib: int) -> None:
     program = [str(BUILD / "bin" / "bench_overhead_touch"), str(mib)]
     for _ in range(2):  # the first has a hypervisor give the pages that the second one gets
         kernel = touches(subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    with tempfile.TemporaryDirectory(dir=engine_bench.CACHE) as work, measure.huge_pages(mib << 20):
+    with tempfile.TemporaryDirectory(dir=engine_bench.CACHE) as work, measure.huge_pages(mib // 2 << 20):
         store = f"{work}/store"
         run = [measure.kvmemctl(), "run", "--private", "--keep", "--dram", f"{mib // 2}MiB", "--store", store,
                "--store-size", f"{2 * mib}MiB", "--", *program]
@@ -166,7 +167,7 @@ def main() -> None:
     ap.add_argument("--pairs", type=int, default=9)
     ap.add_argument("--mib", type=int, default=1024, help="memory that is touched (default 1024)")
     ap.add_argument("--size", default="600M", help="of the engine's model (default 600M)")
-    ap.add_argument("--json", action="store_true")
+    ap.add_argument("--json", action="store_true", help="always on: one object per result")
     args = ap.parse_args()
     engine_bench.CACHE.mkdir(parents=True, exist_ok=True)
     cases = args.case or ["malloc", "touch", "idle", "engine"]

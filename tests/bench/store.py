@@ -2,7 +2,7 @@
 """The page store against fio: 2 MiB random reads and writes, queue depths 1, 8 and 32.
 
 Both on the same file system, O_DIRECT, io_uring, into transparent huge pages; fio with registered
-buffers and file. Runs alternate (fio, store, fio, store, ...) and the medians of all are compared,
+buffers and file. Runs alternate (fio, store, fio, store, ...; the verifying fio before them) and medians are compared,
 since the machine's disk wanders by more than the difference. The store verifies every read and
 checksums every write, which is touching every byte, and fio does not unless it is told to. So CPU is
 given with and without the checksums, and for reads also beside a fio that does the same work

@@ -1,6 +1,7 @@
 /* The kernel reads from and writes to cold memory: its faults are served like the program's.
  * usage: transfers MIB FOLDER [SEED] */
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -37,17 +38,87 @@ static void read_direct(unsigned how) {
   const size_t piece = 10 * MIB; /* more than one of libkvmem's buffers, and parts across them */
   for (size_t at = 0; at < g_size; at += piece) {
     const size_t size = g_size - at < piece ? g_size - at : piece;
-    struct iovec parts[2] = {{g_target + at, size / 2}, {g_target + at + size / 2, size - size / 2}};
+    struct iovec parts[2] = {{g_target + at, size / 2},
+                             {g_target + at + size / 2, size - size / 2}};
     ssize_t n = 0;
     switch (how) {
-      case 0: n = pread(g_direct, g_target + at, size, (off_t)at); break;
-      case 1: n = read(g_direct, g_target + at, size); break;
-      case 2: n = preadv(g_direct, parts, 2, (off_t)at); break;
-      case 3: n = readv(g_direct, parts, 2); break;
-      default: n = preadv2(g_direct, parts, 2, -1, 0); break;
+      case 0:
+        n = pread(g_direct, g_target + at, size, (off_t)at);
+        break;
+      case 1:
+        n = read(g_direct, g_target + at, size);
+        break;
+      case 2:
+        n = preadv(g_direct, parts, 2, (off_t)at);
+        break;
+      case 3:
+        n = readv(g_direct, parts, 2);
+        break;
+      default:
+        n = preadv2(g_direct, parts, 2, -1, 0);
+        break;
     }
     REQUIRE(n == (ssize_t)size, "direct read %u at %zu gave %zd of %zu", how, at, n, size);
   }
+}
+
+/* Threads that share a file position get what belongs together, however long each read is. */
+static size_t g_share;
+
+static void* read_share(void* target) {
+  REQUIRE(read(g_direct, target, g_share) == (ssize_t)g_share, "a shared read");
+  return NULL;
+}
+
+static void share_position(void) {
+  enum { kReaders = 3 };
+  pthread_t threads[kReaders];
+  unsigned char seen[kReaders] = {0};
+  g_share = g_size / kReaders / PAGE * PAGE;
+  for (size_t i = 0; i < kReaders; ++i) {
+    memset(g_target + i * g_share, 0, g_share);
+  }
+  for (size_t i = 0; i < kReaders; ++i) {
+    REQUIRE(pthread_create(&threads[i], NULL, read_share, g_target + i * g_share) == 0, "thread");
+  }
+  for (size_t i = 0; i < kReaders; ++i) pthread_join(threads[i], NULL);
+  REQUIRE(lseek(g_direct, 0, SEEK_CUR) == (off_t)(kReaders * g_share), "the position");
+  unsigned char* want = mmap(NULL, g_size, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  REQUIRE(want != MAP_FAILED, "mmap");
+  fill(want, 0, g_size, 1);
+  for (size_t i = 0; i < kReaders; ++i) {
+    size_t part = 0;
+    while (part < kReaders && memcmp(want + part * g_share, g_target + i * g_share, g_share) != 0)
+      ++part;
+    REQUIRE(part < kReaders && !seen[part], "a read is torn");
+    seen[part] = 1;
+  }
+  munmap(want, g_size);
+  printf("ok direct reads that share a position\n");
+}
+
+/* What the kernel refuses is refused. */
+static void refused(unsigned char* to) {
+  const size_t size = 2 * PAGE;
+  /* What the compiler would warn of. */
+  volatile size_t endless = (size_t)-1;
+  volatile int too_many = INT_MAX, too_few = -1;
+  REQUIRE(read(g_direct, to, endless) == -1, "a read without bounds");
+  REQUIRE(pread(g_direct, to, PAGE + 100, 0) == -1 && errno == EINVAL,
+          "a length that is no sector's");
+  struct iovec wraps[2] = {{to, 4096}, {to, (size_t)-4096}};
+  REQUIRE(readv(g_direct, wraps, 2) == -1 && errno == EINVAL, "lengths that wrap");
+  struct iovec one = {to, 4096};
+  REQUIRE(readv(g_direct, &one, too_many) == -1 && errno == EINVAL, "too many parts");
+  REQUIRE(readv(g_direct, &one, too_few) == -1 && errno == EINVAL, "fewer parts than none");
+  REQUIRE(mprotect(to, size, PROT_READ) == 0, "mprotect");
+  REQUIRE(pread(g_direct, to, size, 0) == -1 && errno == EFAULT,
+          "into memory that may only be read");
+  REQUIRE(mprotect(to, size, PROT_READ | PROT_WRITE) == 0, "mprotect");
+  REQUIRE(pread(g_direct, to, size, 0) == (ssize_t)size, "into memory that may be written again");
+  check(to, 0, size, 1, "read again");
+  printf("ok direct reads that the kernel refuses\n");
 }
 
 static void direct(const char* path, unsigned char* to, unsigned char* other) {
@@ -62,11 +133,14 @@ static void direct(const char* path, unsigned char* to, unsigned char* other) {
     read_direct(how);
     check(to, 0, g_size, 1, "direct read");
   }
+  REQUIRE(lseek(g_direct, 0, SEEK_SET) == 0, "seek");
+  share_position();
   __atomic_store_n(&g_reading, 0, __ATOMIC_RELAXED);
   pthread_join(thread, NULL);
   REQUIRE(pread(g_direct, to, PAGE, (off_t)(g_size - 4096)) == 4096, "a short read at the end");
   REQUIRE(pread(g_direct, to, PAGE, (off_t)g_size) == 0, "a read behind the end");
   REQUIRE(pread(g_direct, to, PAGE, 1) == -1 && errno == EINVAL, "a misaligned direct read");
+  refused(to);
   close(g_direct);
   printf("ok direct reads while their pages leave\n");
 }
@@ -80,7 +154,7 @@ int main(int argc, char** argv) {
   const int file = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
   REQUIRE(file >= 0, "%s", path);
   unsigned char* from = malloc(g_size);
-  unsigned char* to = malloc(g_size);
+  unsigned char* to = aligned_alloc(PAGE, g_size); /* as direct reads want it */
   REQUIRE(from != NULL && to != NULL, "malloc");
   require_managed(from);
   require_managed(to);
