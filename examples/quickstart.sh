@@ -28,6 +28,10 @@ EOF
 gguf='' arch=dense size=1200M tokens=24 ctx=4096 percent=40 threads=2 install=yes
 while [ $# -gt 0 ]; do
   case $1 in
+    --gguf | --arch | --size | --tokens | --ctx | --dram-percent | --threads)
+      [ $# -ge 2 ] || { echo "quickstart: $1 wants a value" >&2; usage >&2; exit 2; } ;;
+  esac
+  case $1 in
     --gguf) gguf=$(readlink -e "$2") || { echo "quickstart: no such file: $2" >&2; exit 2; }; shift 2 ;;
     --arch) arch=$2; shift 2 ;;
     --size) size=$2; shift 2 ;;

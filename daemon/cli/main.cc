@@ -79,7 +79,7 @@ int show(const Globals& globals, const Question& question,
 }
 
 int act(const Globals& globals, const Question& question, const char* verb) {
-  // Moving terabytes takes its time; the daemon answers when it is done or has given up.
+  // Pages begin to move before the answer and go on after it.
   constexpr unsigned kActionTimeoutMs = 600'000;
   const Answer answer = ask(socket_path(globals.socket), question, kActionTimeoutMs);
   if (!answer.ok()) return fail(globals, answer.exit_code, answer.error);
@@ -221,8 +221,8 @@ int main_with(std::vector<std::string> arguments) {
     CLI::App* command = nullptr;
   };
   std::vector<Action> actions = {
-      {"promote", wire::ControlOp::kPromote, "promoted", "bring pages into DRAM"},
-      {"demote", wire::ControlOp::kDemote, "demoted", "move pages out of DRAM"},
+      {"promote", wire::ControlOp::kPromote, "promoting", "bring pages into DRAM"},
+      {"demote", wire::ControlOp::kDemote, "demoting", "move pages out of DRAM"},
       {"pin", wire::ControlOp::kPin, "pinned", "keep pages in DRAM"},
       {"unpin", wire::ControlOp::kUnpin, "unpinned", "let pages move again"},
   };
@@ -232,7 +232,7 @@ int main_with(std::vector<std::string> arguments) {
   }
   std::string tier;
   CLI::App* const drain = app.add_subcommand("drain", "move everything that may move off a tier");
-  drain->add_option("TIER", tier, "a name from `tiers`")->required();
+  drain->add_option("TIER", tier, "dram")->required();
 
   CLI::App* const config_command = app.add_subcommand("config", "kvmemd's configuration file");
   config_command->require_subcommand(1);
@@ -256,7 +256,17 @@ int main_with(std::vector<std::string> arguments) {
 
   if (run_command->parsed()) {
     run_options.socket = globals.socket;
-    run_options.engine = engine.empty() ? run_command->remaining() : std::move(engine);
+    std::vector<std::string> rest = run_command->remaining();
+    // A misspelt --dram must not become a run without a limit.
+    if (!rest.empty() && (!engine.empty() || rest.front().starts_with('-'))) {
+      std::fprintf(
+          stderr,
+          "kvmem: %s is no option of run, which stand before -- (kvmemctl run --help lists "
+          "them)\n",
+          printable(rest.front()).c_str());
+      return kExitRunFailed;
+    }
+    run_options.engine = std::move(engine.empty() ? rest : engine);
     return run(run_options);
   }
   if (check->parsed()) return config_check(globals, file);
@@ -287,7 +297,7 @@ int main_with(std::vector<std::string> arguments) {
   if (drain->parsed()) {
     question.op = wire::ControlOp::kDrain;
     question.tier = tier;
-    return act(globals, question, "moved");
+    return act(globals, question, "moving");
   }
   for (const Action& action : actions) {
     if (!action.command->parsed()) continue;

@@ -103,6 +103,7 @@ class Run {
   void take_signals();
   bool daemon_answers();
   bool prepare_private();
+  std::string unusable_option() const;
   bool prepare_store(const config::Config& config);
   void start_private();
   int run_engine();
@@ -510,7 +511,42 @@ int Run::run_engine() {
     for (const std::string& line : last_lines(log_path(), 5)) say("  " + line);
   }
   write_report();
+  if (served_ && daemon_program_.detached) {
+    const Answer answer = ask(socket_, {wire::ControlOp::kStatus, {}, {}}, 2'000);
+    const nlohmann::json* counters = answer.ok() ? &answer.json["counters"] : nullptr;
+    if (counters != nullptr && counters->value("frames_over_budget", 0) > 0) {
+      say("the engine had more DRAM than it was given: what it wrote had nowhere to go (see "
+          "--store, "
+          "--store-size)");
+    }
+  }
   return WIFSIGNALED(engine_status_) ? 128 + WTERMSIG(engine_status_) : WEXITSTATUS(engine_status_);
+}
+
+// What was named on the command line must be there: an engine that was to run in little memory
+// shall not start without a limit because of a misspelt path. Empty: all is well.
+std::string Run::unusable_option() const {
+  if (!options_.library.empty() && find_library(options_.library).empty())
+    return "--library: there is no " + printable(options_.library);
+  if (!options_.kvmemd.empty() && find_daemon(options_.kvmemd).empty())
+    return "--kvmemd: " + printable(options_.kvmemd) + " is not a program";
+  std::error_code error;
+  if (const std::string& store = options_.store; !store.empty() && store != "none") {
+    const fs::path folder = fs::absolute(store).parent_path();
+    if (!fs::is_directory(folder, error))
+      return "--store: there is no folder " + printable(folder.string()) + ": make it first";
+    if (fs::exists(store, error) && !fs::is_directory(store, error) &&
+        !fs::is_regular_file(store, error) && !fs::is_block_file(store, error)) {
+      return "--store: " + printable(store) + " is no file, folder or block device";
+    }
+  }
+  if (const std::string& report = options_.json_report; !report.empty()) {
+    const bool was_there = fs::exists(report, error);
+    if (!std::ofstream(report, std::ios::app))
+      return "--json-report: cannot write " + printable(report);
+    if (!was_there) fs::remove(report, error);
+  }
+  return "";
 }
 
 int Run::run() {
@@ -528,6 +564,10 @@ int Run::run() {
   const config::Loaded loaded = config::load(options_.config, config::Machine::detect(), overrides);
   if (asks_private && !loaded.ok()) {
     for (const config::Problem& problem : loaded.problems) say(problem.text());
+    return kExitRunFailed;
+  }
+  if (const std::string fault = unusable_option(); !fault.empty()) {
+    say(fault);
     return kExitRunFailed;
   }
   take_signals();

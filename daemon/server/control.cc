@@ -220,6 +220,15 @@ json status_json(Server& server, const os::Peer& peer) {
       {"sessions_total", server.totals().sessions},
       {"sessions_resumed", server.totals().resumed},
       {"requests_refused", server.totals().refused}};
+  std::vector<std::string> warnings = server.warnings();
+  if (const std::uint64_t used = loop.dram().used_pages(), capacity = loop.dram().capacity_pages();
+      used > capacity) {
+    warnings.push_back("over the DRAM budget by " + std::to_string(used - capacity) + " pages: " +
+                       (loop.store() == nullptr
+                            ? "there is no page store; raise dram.budget or set nvme.path"
+                            : "the store is full or pages are pinned; raise dram.budget or "
+                              "nvme.size"));
+  }
   const auto& restore = loop.migrator().restore_us();
   const auto& first = loop.migrator().first_touch_us();
   return {{"daemon",
@@ -230,7 +239,7 @@ json status_json(Server& server, const os::Peer& peer) {
             {"socket", server.config().daemon.socket},
             {"huge_pages", backing_name(loop.memory_kind())},
             {"metadata_bytes", loop.planner().metadata_bytes()},
-            {"warnings", server.warnings()}}},
+            {"warnings", warnings}}},
           {"tiers", tiers_json(server)},
           {"engines", engines},
           {"regions", regions_json(server, peer)},
@@ -328,26 +337,60 @@ json explain_json(Server& server, const Region& region, std::uint32_t page) {
   return answer;
 }
 
+// Pages of a range that are in DRAM, and those of them that cannot leave it.
+struct Resident {
+  std::uint64_t all = 0;
+  std::uint64_t stay = 0;
+  std::string why;
+};
+
+Resident count_resident(const loop::Loop& loop, const Region& region, std::uint32_t first,
+                        std::uint32_t count) {
+  Resident found;
+  const bool nowhere = region.origin == nullptr && loop.store() == nullptr;
+  std::uint64_t pinned = 0;
+  for (std::uint32_t page = first; page < first + count; ++page) {
+    const residency::Residency entry = region.table.read(page);
+    if (entry.state != PageState::kResident) continue;
+    ++found.all;
+    pinned += (entry.flags & residency::Residency::kPinned) != 0;
+  }
+  found.stay = nowhere ? found.all : pinned;
+  if (found.stay > 0) found.why = nowhere ? "there is no page store" : "pinned";
+  return found;
+}
+
 json act(Server& server, const Request& request, Region& region, std::uint32_t first,
          std::uint32_t count) {
   loop::Loop& loop = server.loop();
-  std::uint32_t moved = count;
-  Status status;
+  std::uint64_t moved = count;
+  std::string why;
   switch (request.control) {
-    case ControlOp::kPromote:
-      moved = loop.promote(region, first, count);
+    case ControlOp::kPromote: {
+      loop.promote(region, first, count);
+      const std::uint64_t frames = loop.dram().capacity_pages();
+      moved = std::min<std::uint64_t>(count, frames);
+      if (moved < count) why = "DRAM holds " + std::to_string(frames) + " pages";
       break;
-    case ControlOp::kDemote:
-      moved = loop.demote(region, first, count);
+    }
+    case ControlOp::kDemote: {
+      const Resident found = count_resident(loop, region, first, count);
+      loop.demote(region, first, count);
+      moved = count - found.stay;
+      why = found.why;
       break;
+    }
     default:
-      status = loop.pin(region, first, count, request.control == ControlOp::kPin);
-      if (!status.ok()) moved = 0;
+      if (const Status status = loop.pin(region, first, count, request.control == ControlOp::kPin);
+          !status.ok()) {
+        moved = 0;
+        why = status.what();
+      }
   }
   return {{"pages_asked", count},
           {"pages_moved", moved},
           {"pages_refused", count - moved},
-          {"why", status.what()}};
+          {"why", why}};
 }
 
 json drain(Server& server, const os::Peer& peer, Reply& reply, const std::string& tier) {
@@ -355,15 +398,19 @@ json drain(Server& server, const os::Peer& peer, Reply& reply, const std::string
     reply = refuse(ENOTSUP, "only dram can be drained");
     return {};
   }
-  std::uint64_t asked = 0;
+  Resident sum;
   for (Region* region : server.loop().regions()) {
     if (region == nullptr || region->closing || !may_see(peer, region->uid)) continue;
-    for (std::uint32_t page = 0; page < region->page_count(); ++page) {
-      asked += region->table.read(page).state == PageState::kResident;
-    }
+    const Resident found = count_resident(server.loop(), *region, 0, region->page_count());
+    sum.all += found.all;
+    sum.stay += found.stay;
+    if (found.stay > 0) sum.why = found.why;
     server.loop().demote(*region, 0, region->page_count());
   }
-  return {{"pages_asked", asked}, {"pages_moved", asked}, {"pages_refused", 0}, {"why", ""}};
+  return {{"pages_asked", sum.all},
+          {"pages_moved", sum.all - sum.stay},
+          {"pages_refused", sum.stay},
+          {"why", sum.why}};
 }
 
 }  // namespace

@@ -494,7 +494,12 @@ Reply Server::region_create(Session& session, const Request& request, os::Receiv
         bytes += static_cast<std::uint64_t>(r->page_count()) << kPageShift;
       }
     }
-    if (bytes > config_.quota.per_uid_dram_bytes + config_.quota.per_uid_store_bytes) {
+    // A store may hold less than its configured size, or not be there.
+    const tier::Store* store = loop_.store();
+    const std::uint64_t stored = store == nullptr ? 0
+                                                  : std::min(config_.quota.per_uid_store_bytes,
+                                                             store->stats().slots_max * kPageBytes);
+    if (bytes > config_.quota.per_uid_dram_bytes + stored) {
       return refuse(EDQUOT,
                     "more than quota.per_uid_dram and quota.per_uid_store hold: raise them, "
                     "dram.budget or nvme.size");

@@ -244,6 +244,7 @@ KVMEM_INTERPOSED ssize_t preadv2(int fd, const iovec* parts, int count, off_t of
 }
 
 // What programs built with _FORTIFY_SOURCE call; glibc's own say what is wrong.
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
 KVMEM_INTERPOSED ssize_t __read_chk(int fd, void* buffer, size_t size, size_t room) {
   return size > room ? g_real.read_chk(fd, buffer, size, room) : read(fd, buffer, size);
 }
@@ -255,3 +256,4 @@ KVMEM_INTERPOSED ssize_t __pread64_chk(int fd, void* buffer, size_t size, off64_
 KVMEM_INTERPOSED ssize_t __pread_chk(int fd, void* buffer, size_t size, off_t offset, size_t room) {
   return __pread64_chk(fd, buffer, size, offset, room);
 }
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)

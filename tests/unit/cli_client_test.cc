@@ -1,4 +1,5 @@
 #include <gmock/gmock.h>
+#include <grp.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -239,26 +240,26 @@ TEST_F(Daemon, PathThatIsTooLongIsAUsageFault) {
   EXPECT_EQ(ask("", {}).exit_code, kExitUsage);
 }
 
-TEST_F(Daemon, WithoutPermissionNamesTheGroup) {
-  if (::geteuid() == 0) {
-    // Root passes every permission: ask as nobody, in a child.
-    listen();
-    ASSERT_EQ(::chmod(folder_.c_str(), 0755), 0);
-    ASSERT_EQ(::chmod(path_.c_str(), 0660), 0);
-    EXPECT_EXIT(
-        {
-          if (::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(9);
-          const Answer answer = ask_status();
-          const bool named = answer.error.find("join the group") != std::string::npos &&
-                             answer.error.find("adduser YOU root") != std::string::npos;
-          ::_exit(answer.exit_code == kExitPermission && named ? 0 : 1);
-        },
-        ::testing::ExitedWithCode(0), "");
-  } else {
-    listen();
+TEST_F(Daemon, WithoutPermissionNamesTheGroupButNeverRoots) {
+  listen();
+  if (::geteuid() != 0) {
     ASSERT_EQ(::chmod(path_.c_str(), 0), 0);
     EXPECT_EQ(ask_status().exit_code, kExitPermission);
+    return;
   }
+  // Root passes every permission: ask as nobody, in a child.
+  ASSERT_EQ(::chmod(folder_.c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(path_.c_str(), 0660), 0);
+  const auto nobody_is_told = [&](const char* words) {
+    if (::setgroups(0, nullptr) != 0 || ::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(9);
+    const Answer answer = ask_status();
+    const bool named = answer.error.find(words) != std::string::npos &&
+                       answer.error.find("YOU root") == std::string::npos;
+    ::_exit(answer.exit_code == kExitPermission && named ? 0 : 1);
+  };
+  EXPECT_EXIT(nobody_is_told("belongs to root alone"), ::testing::ExitedWithCode(0), "");
+  ASSERT_EQ(::chown(path_.c_str(), 0, 6), 0);  // Debian's group "disk"
+  EXPECT_EXIT(nobody_is_told("adduser YOU disk"), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(SocketPath, OptionThenEnvironmentThenOwnDaemonThenSystem) {
