@@ -54,7 +54,7 @@ sources() { # below these folders, those of git where there is one
       [ ! -e "$f" ] || echo "$f"
     done
   else
-    find "$@" -name '*.cc' -o -name '*.h'
+    find "$@" \( -name '*.cc' -o -name '*.h' \) 2>/dev/null
   fi
 }
 

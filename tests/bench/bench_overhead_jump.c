@@ -1,5 +1,5 @@
-// The least an interposed malloc can cost: malloc and free that jump to glibc's and do nothing else.
-// overhead.py preloads it to tell the price of being called from the price of what is done.
+// The least an interposed malloc can cost: malloc and free that jump to glibc's and do nothing
+// else. overhead.py preloads it to tell the price of being called from the price of what is done.
 
 #include <dlfcn.h>
 #include <stddef.h>

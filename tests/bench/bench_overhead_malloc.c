@@ -1,5 +1,5 @@
-// malloc and free below the threshold, as programs use them: prints nanoseconds per pair, the median
-// of several rounds. An unmodified program: overhead.py runs it with and without libkvmem.
+// malloc and free below the threshold, as programs use them: prints nanoseconds per pair, the
+// median of several rounds. An unmodified program: overhead.py runs it with and without libkvmem.
 //
 // usage: bench_overhead_malloc small|mixed
 //   small   64-byte blocks, one at a time: nothing but malloc and free

@@ -27,7 +27,8 @@ int main(int argc, char** argv) {
   for (size_t p = 0; p < pages; ++p) {
     const uint64_t start = now_ns();
     block[p * kPage] = 1;
-    printf("%s %llu\n", p < pages * 4 / 10 ? "fresh" : "pressed", (unsigned long long)(now_ns() - start));
+    printf("%s %llu\n", p < pages * 4 / 10 ? "fresh" : "pressed",
+           (unsigned long long)(now_ns() - start));
     memset((void*)(block + p * kPage), (int)p + 1, kPage);
   }
   // In an order that nothing can have learned.

@@ -95,8 +95,8 @@ struct DenseCase {
 
 class Dense : public testing::TestWithParam<DenseCase> {};
 
-// What the window costs at least: two or three recent pages, three reads in flight, up to two frames
-// in reserve, and the sample now and then that takes another page's place.
+// What the window costs at least: two or three recent pages, three reads in flight, up to two
+// frames in reserve, and the sample now and then that takes another page's place.
 constexpr double kWindowMin = 8;
 
 void expect_near_min(const Result& result, std::uint32_t pages, std::uint64_t capacity,
