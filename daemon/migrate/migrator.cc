@@ -60,6 +60,7 @@ struct Migrator::Move {
 namespace {
 
 constexpr std::uint64_t kIdle = ~std::uint64_t{0};
+constexpr std::uint64_t kFullPauseNs = 10'000'000;
 constexpr std::uint64_t kInHandNs = 20'000'000;         // where others' reads never cease
 constexpr std::uint64_t kShortagePauseNs = 10'000'000;  // as the loop's kRetryNs, which wakes it
 
@@ -631,6 +632,8 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
     return {};
   }
   if (store_ == nullptr) return Status(Code::kUnsupported, "no NVMe store is configured");
+  if (full_until_ns_ != 0 && os::now_ns() < full_until_ns_)
+    return Status(Code::kBusy, "the store is full");
   Move* move = begin(region, page, Kind::kDemote);
   if (move == nullptr) return Status(Code::kBusy, "enough in flight");
   observer_.demote_started(region.ref(page));
@@ -657,7 +660,7 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
   move->write.kind = tier::RecordKind::kEphemeral;
   move->write.page = region.page_data(page);
   if (const Status status = store_->write(&move->write); !status.ok()) {
-    write_failed(*move);
+    write_failed(*move, status);
     return status;
   }
   return {};
@@ -689,7 +692,7 @@ void Migrator::written(Move& move, Status status) {
     return;
   }
   if (!status.ok()) {
-    write_failed(move);
+    write_failed(move, status);
     return;
   }
   region.table.publish(move.page,
@@ -700,8 +703,9 @@ void Migrator::written(Move& move, Status status) {
 
 // The page stays where it is. It also stays protected: the next write faults and finds out whether
 // a child still shares it.
-void Migrator::write_failed(Move& move) {
+void Migrator::write_failed(Move& move, const Status& status) {
   ++counters_.store_write_errors;
+  if (status.code() == Code::kNoSpace) full_until_ns_ = os::now_ns() + kFullPauseNs;
   cancel_write(move);
   --counters_.writes_cancelled;
   end(move);
@@ -736,6 +740,7 @@ void Migrator::punched(Move& move) {
 
 void Migrator::release_record(const Region& region, std::uint32_t page, Residency entry) {
   if (store_ != nullptr) (void)store_->release(key_of(region, page), entry.generation, entry.slot);
+  full_until_ns_ = 0;
 }
 
 void Migrator::drop_copy(Region& region, std::uint32_t page) {

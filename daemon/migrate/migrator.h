@@ -86,7 +86,8 @@ class Migrator {
   // had no memory just now. A resident
   // page with kPinned keeps it.
   Status promote(Region& region, std::uint32_t page);
-  // Sends a page out. kBusy: moving or not resident; kUnsupported: nowhere to go.
+  // Sends a page out. kBusy: moving, not resident, or the store was full just now; kUnsupported:
+  // nowhere to go.
   Status demote(Region& region, std::uint32_t page);
   // The engine gave up the contents; `countdown` (may be null) ends when they are gone.
   void discard(Region& region, std::uint32_t first, std::uint32_t count,
@@ -172,7 +173,7 @@ class Migrator {
   void punched(Move& move);
   void written(Move& move, Status status);
   void cancel_write(Move& move);
-  void write_failed(Move& move);
+  void write_failed(Move& move, const Status& status);
   void release_record(const Region& region, std::uint32_t page, residency::Residency entry);
   void drop_copy(Region& region, std::uint32_t page);
   void poison(View& view, std::uint32_t page);
@@ -210,6 +211,7 @@ class Migrator {
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   bool shortage_ = false;
+  std::uint64_t full_until_ns_ = 0;   // no record is written before: the store had no room
   std::uint64_t short_until_ns_ = 0;  // no fill is tried before: the last one found no memory
   bool detached_ = false;
   bool write_protect_on_map_ = true;  // until the kernel says it cannot (before 6.4)

@@ -298,6 +298,8 @@ TEST_F(LoopRegions, AFullStoreKeepsPagesInDramAndSaysSo) {
   EXPECT_EQ(wrong, 0U);
   EXPECT_GT(loop_->migrator().counters().frames_over_budget, 0U);
   EXPECT_GT(loop_->store()->stats().no_space, 0U);
+  // It is asked now and then, not at every turn: each try protects a page from its engine first.
+  EXPECT_LT(loop_->migrator().counters().store_write_errors, 2000U);
   EXPECT_EQ(loop_->migrator().counters().pages_lost, 0U);
 }
 
