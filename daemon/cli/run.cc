@@ -50,6 +50,7 @@ constexpr std::uint64_t kPauseMinMs = 20;
 constexpr std::uint64_t kPauseMaxMs = 2'000;
 constexpr std::uint64_t kSnapshotMs =
     1'000;  // between looks at the daemon, when a report is asked for
+constexpr std::uint64_t kSettleMs = 2'000;
 constexpr std::uint64_t kStoreDefaultMaxBytes = std::uint64_t{64} << 30;
 
 constexpr int kSignals[] = {SIGINT,  SIGTERM, SIGHUP,   SIGQUIT, SIGUSR1, SIGUSR2,
@@ -459,7 +460,14 @@ void Run::write_report() {
     wait_for_events(deadline);
   }
   if (served_) {
-    const Answer answer = ask(socket_, {wire::ControlOp::kStatus, {}, {}});
+    Answer answer = ask(socket_, {wire::ControlOp::kStatus, {}, {}});
+    // A region outlives its last engine by the reads that are under way.
+    const std::uint64_t settled = now_ms() + kSettleMs;
+    while (answer.ok() && answer.json.value("engines", nlohmann::json::array()).empty() &&
+           !answer.json.value("regions", nlohmann::json::array()).empty() && now_ms() < settled) {
+      wait_for_events(now_ms() + 10);
+      answer = ask(socket_, {wire::ControlOp::kStatus, {}, {}});
+    }
     if (answer.ok()) report = answer.json;
     if (!answer.ok()) report["error"] = answer.error;
   }
