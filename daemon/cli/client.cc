@@ -39,8 +39,7 @@ std::string permission_advice(const std::string& socket) {
   if ((st.st_mode & 060) != 060) return "the daemon's daemon.mode lets only its own user in";
   if (st.st_gid == 0) {
     return "it belongs to root alone; give it a group with daemon.group, or use a daemon of your "
-           "own "
-           "(kvmemctl run --private)";
+           "own (kvmemctl run --private)";
   }
   return "join the group that owns the socket (sudo adduser YOU " + name + ") and log in again";
 }

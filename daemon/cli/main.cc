@@ -261,8 +261,7 @@ int main_with(std::vector<std::string> arguments) {
     if (!rest.empty() && (!engine.empty() || rest.front().starts_with('-'))) {
       std::fprintf(
           stderr,
-          "kvmem: %s is no option of run, which stand before -- (kvmemctl run --help lists "
-          "them)\n",
+          "kvmem: %s is no option of run, which stand before -- (kvmemctl run --help lists them)\n",
           printable(rest.front()).c_str());
       return kExitRunFailed;
     }

@@ -524,8 +524,7 @@ int Run::run_engine() {
     const nlohmann::json* counters = answer.ok() ? &answer.json["counters"] : nullptr;
     if (counters != nullptr && counters->value("frames_over_budget", 0) > 0) {
       say("the engine had more DRAM than it was given: what it wrote had nowhere to go (see "
-          "--store, "
-          "--store-size)");
+          "--store, --store-size)");
     }
   }
   return WIFSIGNALED(engine_status_) ? 128 + WTERMSIG(engine_status_) : WEXITSTATUS(engine_status_);

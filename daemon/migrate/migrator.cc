@@ -183,7 +183,7 @@ void Migrator::finish(std::shared_ptr<Countdown> countdown) {
 // From now on somebody waits for `move`. May end it.
 void Migrator::await(Move& move, const Waiting& demand) {
   move.await(demand);
-  if (&move == in_hand_) start_read_in_hand();
+  start_if_in_hand(&move);
 }
 
 // A thread that is interrupted faults again: one entry a view and page.
@@ -315,7 +315,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
       return true;
     }
     if (Move* busy = move_of(*from, page); busy != nullptr) {
-      if (busy == in_hand_) start_read_in_hand();
+      start_if_in_hand(busy);
       return false;  // tried again when that move has ended
     }
     const PageState source = from->table.read(page).state;
@@ -402,6 +402,10 @@ void Migrator::populated(Move& move) {
     return;
   }
   start_read(move);
+}
+
+void Migrator::start_if_in_hand(const Move* move) {
+  if (move == in_hand_) start_read_in_hand();
 }
 
 void Migrator::start_read_in_hand() {
@@ -767,7 +771,7 @@ void Migrator::discard_page(Region& region, std::uint32_t page,
   if (Move* move = move_of(region, page); move != nullptr) {
     (move->region == &region ? move->discard : move->discard_from) = true;  // done at its end
     wait_for(*move);
-    if (move == in_hand_) start_read_in_hand();
+    start_if_in_hand(move);
     return;
   }
   const Residency entry = region.table.read(page);

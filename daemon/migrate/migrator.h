@@ -162,6 +162,7 @@ class Migrator {
   void populated(Move& move);
   void start_read(Move& move);
   void start_read_in_hand();
+  void start_if_in_hand(const Move* move);  // may end it
   void read_origin(Move& move);
   void origin_read(Move& move, int result);
   void read_store(Move& move);

@@ -403,6 +403,27 @@ TEST_F(ServerProtocol, QuotasRefuseWithAWordOnTheRemedy) {
   EXPECT_EQ(status()["regions"].size(), 16U);
 }
 
+// Connections that never say Hello are bounded on their own, and engines go on beside them.
+TEST_F(ServerProtocol, IdleConnectionsAreBoundedAndCostNoSession) {
+  auto engine = open_session(userfault_.get());
+  std::vector<std::unique_ptr<Client>> idle;
+  Request hello;
+  hello.op = Op::kHello;
+  for (int i = 0; i < 256; ++i) idle.push_back(std::make_unique<Client>(socket_path_));
+  EXPECT_EQ(idle.front()->ask(hello).reply.error, 0);  // all of them were taken in
+  idle.push_back(std::make_unique<Client>(socket_path_));
+  EXPECT_EQ(idle.back()->ask(hello).reply.error, 0);  // the first has a session: a place is free
+  idle.push_back(std::make_unique<Client>(socket_path_));
+  idle.push_back(std::make_unique<Client>(socket_path_));
+  Answer refused;
+  ASSERT_TRUE(idle.back()->read_reply(refused));  // unasked
+  EXPECT_EQ(refused.reply.error, -EBUSY);
+  Request create;
+  create.op = Op::kRegionCreate;
+  create.size_bytes = kPageBytes;
+  EXPECT_EQ(engine->client.ask(create).reply.error, 0);
+}
+
 TEST_F(ServerProtocol, HostileClientsAreRefusedAndTheServerGoesOn) {
   constexpr unsigned kSeed = 20261;
   std::printf("seed %u\n", kSeed);
