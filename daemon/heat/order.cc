@@ -107,7 +107,7 @@ bool Order::passed_since(PageId id, std::uint32_t touches) const {
 }
 
 void Order::observe(PageHeat& page, bool used) {
-  page.seen = static_cast<std::uint8_t>(std::min<unsigned>(page.seen + 1U, kSeenMax));
+  if (page.seen < kSeenMax) ++page.seen;
   const int target = used ? 65535 : 0;
   page.use = static_cast<std::uint16_t>(page.use + (target - page.use) / page.seen);
   base_use_ += ((used ? 1.0 : 0.0) - base_use_) / 64;

@@ -38,7 +38,8 @@ struct PageHeat {
   PageId prev = kNoPage;
   std::uint32_t pass = 0;     // clock when it was last used or passed
   std::uint16_t use = 0;      // of the observed passes, the share with a use, in 1/65535
-  std::uint8_t seen = 0;      // observed passes, up to kSeenMax
+  std::uint8_t seen : 6 = 0;  // observed passes, up to kSeenMax
+  bool lingers : 1 = false;   // the owner's: used again soon after a use
   std::uint8_t interval = 0;  // between passes, logarithmic; 0: came by only once
 
   std::uint8_t state = 0;

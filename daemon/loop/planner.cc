@@ -50,13 +50,14 @@ constexpr std::size_t kPoolMax = 256;      // victims compared per plan
 // One of 24 residents drawn at random is among the best tenth with probability 1 - 0.9^24 = 0.92.
 constexpr std::size_t kDraws = 24;
 constexpr int kLeastSeenDraws = 8;
-constexpr std::uint32_t kCrowd = 8;      // neighbours looked at on either side
-constexpr std::uint32_t kRunMax = 8;     // pages fetched for one demanded page: 16 MiB
-constexpr double kHitShareMin = 0.4;     // below it, order is not worth following
-constexpr std::uint64_t kTryEvery = 32;  // touches: at most 3 % more reads
-constexpr double kAheadShareMax = 0.9;   // and while half of that is in vain
-constexpr double kAheadShare = 0.5;      // fetched ahead when used more often than not
-constexpr std::size_t kScansMax = 4;     // sequential first scans followed at once
+constexpr std::size_t kLingerDemotes = 64;  // after so many, on average, the habit is forgotten
+constexpr std::uint32_t kCrowd = 8;         // neighbours looked at on either side
+constexpr std::uint32_t kRunMax = 8;        // pages fetched for one demanded page: 16 MiB
+constexpr double kHitShareMin = 0.4;        // below it, order is not worth following
+constexpr std::uint64_t kTryEvery = 32;     // touches: at most 3 % more reads
+constexpr double kAheadShareMax = 0.9;      // and while half of that is in vain
+constexpr double kAheadShare = 0.5;         // fetched ahead when used more often than not
+constexpr std::size_t kScansMax = 4;        // sequential first scans followed at once
 
 std::uint8_t& set(std::uint8_t& bits, std::uint8_t mask, bool on) {
   bits = static_cast<std::uint8_t>(on ? bits | mask : bits & ~mask);
@@ -186,6 +187,11 @@ struct Planner::Impl {
     if (!has(order[id].state, kAhead)) return;
     set(order[id].state, kAhead, false);
     std::erase_if(ahead, [id](const AheadEntry& entry) { return entry.id == id; });
+  }
+  // Some pages are used twice in a round, a few touches apart: one page's habit, which is not to
+  // cost a frame for every page.
+  bool in_use(PageId id) const {
+    return order.passed_since(id, order[id].lingers ? policy::Recent::kMax : recent.pages());
   }
   void list(PageId id) {
     PageHeat& page = order[id];
@@ -328,13 +334,14 @@ void Planner::Impl::touched(PageId id, Touch touch) {
   if (has(page.state, kWaiting)) touch = Touch::kInFlight;
   ++stats.touches;
   recent.touched();
-  budget.touched(touch == Touch::kDemand);
+  budget.touched();
   const bool needs_frame = touch == Touch::kDemand || touch == Touch::kFresh;
   if (touch == Touch::kDemand) {
     ++stats.demand;
-    if (page.used() && order.passed_since(id, 4 * recent.pages())) {
+    if (page.used() && order.passed_since(id, 2 * policy::Recent::kMax)) {
       ++stats.demoted_early;
       recent.demoted_early();
+      page.lingers = true;
     }
   }
   if (touch == Touch::kInFlight) ++stats.in_flight;
@@ -397,6 +404,7 @@ void Planner::fill_started(model::PageRef ref, bool ahead) {
   p.stop_waiting(page);
   p.set_where(page, Where::kFilling);
   ++p.reads;
+  p.budget.read();
   if (!ahead) {
     page.reason = Reason::kDemand;
   } else {
@@ -461,6 +469,7 @@ void Planner::demote_started(model::PageRef ref) {
   ++p.stats.moves[static_cast<std::size_t>(page.reason)];
   p.drop_ahead(id);
   p.set_where(page, Where::kLeaving);
+  if (page.lingers && p.random.below(kLingerDemotes) == 0) page.lingers = false;
 }
 
 void Planner::demoted(model::PageRef ref) {
@@ -710,7 +719,7 @@ void Planner::Impl::consider(PageId id, bool seen_used, bool desperate) {
   if (desperate) {
     reason = Reason::kEvictPressure;
   } else {
-    if (has(page.state, kAhead) || order.passed_since(id, recent.pages())) return;
+    if (has(page.state, kAhead) || in_use(id)) return;
     // Overdue and mapped: dead, or used where no fault shows it; a sample tells. Overdue and not
     // mapped: its use would have been seen, so it is dead, on probation or not.
     const bool overdue = page.linked() && order.overdue(id);
@@ -783,7 +792,7 @@ void Planner::Impl::pick_samples(model::Moves& out) {
   const auto sample = [&](PageId id, Reason reason) {
     PageHeat& page = order[id];
     if (out.sample.full() || where(page) != Where::kResident || page.visible() ||
-        has(page.hints, kPinned) || order.passed_since(id, recent.pages())) {
+        has(page.hints, kPinned) || in_use(id)) {
       return false;
     }
     page.reason = reason;

@@ -1,6 +1,7 @@
 #include "policy/window.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kvmem::policy {
 
@@ -14,8 +15,8 @@ Window window_size(const WindowFacts& facts) {
   const std::uint32_t ahead_min = std::min(3U, facts.inflight_max);
   double ahead = facts.inflight_max;
   if (facts.reads_per_round > 0) {
-    // 4 % of the reads: 5 % is the aim, the rest is for mistakes.
-    ahead = 0.04 * facts.reads_per_round - facts.recent - window.reserve;
+    // 3.5 % of the reads: 5 % is the aim, the rest is for mistakes.
+    ahead = 0.035 * facts.reads_per_round - facts.recent - window.reserve;
   }
   // Never more than a quarter of all frames.
   const double bound = std::min<double>(ahead_max, static_cast<double>(facts.capacity_pages) / 4);
@@ -25,6 +26,7 @@ Window window_size(const WindowFacts& facts) {
 }
 
 void Recent::touched() {
+  since_early_ = std::min(since_early_ + 1, kOften);
   if (++quiet_ < quiet_needed_ || pages_ == kMin) return;
   pages_ -= (pages_ - kMin + 1) / 2;
   quiet_ = 0;
@@ -32,6 +34,7 @@ void Recent::touched() {
 }
 
 void Recent::demoted_early() {
+  if (std::exchange(since_early_, 0) >= kOften) return;  // that page's own habit, so far
   if (narrowed_) quiet_needed_ = std::min(2 * quiet_needed_, kQuietMax);
   narrowed_ = false;
   quiet_ = 0;

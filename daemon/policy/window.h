@@ -27,13 +27,14 @@ struct Window {
 
 Window window_size(const WindowFacts& facts);
 
-// How many of the pages just used must stay: one more after each that was demoted too early; after
-// quiet_needed_ touches without, half of what is above kMin goes. A narrowing that proves wrong
-// doubles quiet_needed_, up to kQuietMax.
+// How many of the pages just used must stay: one more after each that was demoted too early within
+// kOften touches of another; after quiet_needed_ touches without, half of what is above kMin goes.
+// A narrowing that proves wrong doubles quiet_needed_, up to kQuietMax.
 class Recent {
  public:
   static constexpr std::uint32_t kMin = 2;         // one for each of two threads
   static constexpr std::uint32_t kMax = 16;        // one for each of sixteen
+  static constexpr std::uint32_t kOften = 64;      // touches between two of them, or fewer
   static constexpr std::uint32_t kQuietMin = 512;  // touches
   static constexpr std::uint32_t kQuietMax = 4096;
 
@@ -44,6 +45,7 @@ class Recent {
  private:
   std::uint32_t pages_ = 3;
   std::uint32_t quiet_ = 0;
+  std::uint32_t since_early_ = kOften;  // touches, up to kOften
   std::uint32_t quiet_needed_ = kQuietMin;
   bool narrowed_ = false;  // the last change
 };
