@@ -120,6 +120,7 @@ class Migrator {
 
   std::uint32_t fills_in_flight() const { return fills_; }
   std::uint32_t demotes_in_flight() const { return demotes_; }
+  bool fill_in_hand() const { return in_hand_ != nullptr; }
   // A shortage of real memory was met since the last call; the budget is more than the machine
   // gives.
   bool take_shortage() { return std::exchange(shortage_, false); }

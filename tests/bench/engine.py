@@ -62,7 +62,7 @@ def huge_buffers(count: int) -> list[memoryview]:
     return [view[i * PAGE : (i + 1) * PAGE] for i in range(count)]
 
 
-def disk_bytes_per_s(path: str, seconds: float = 2.0, depth: int = 8) -> float:
+def disk_bytes_per_s(path: str, seconds: float = 6.0, depth: int = 8) -> float:
     """O_DIRECT reads of 2 MiB, `depth` in flight, in file order, over and over."""
     pages = os.path.getsize(path) // PAGE
     buffers = huge_buffers(depth)
@@ -204,7 +204,7 @@ def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--case", choices=tuple(CASES), action="append", help="(default: all)")
-    ap.add_argument("--pairs", type=int, default=3)
+    ap.add_argument("--pairs", type=int, default=5)
     ap.add_argument("--percent", type=int, default=40)
     ap.add_argument("--size", default="1200M")
     ap.add_argument("--tokens", type=int, help="(default: per case)")

@@ -166,24 +166,32 @@ TEST_F(LoopRegions, AClosedRegionGivesBackFramesAndSlots) {
   EXPECT_EQ(loop_->store()->stats().slots_live[0], 0U);
 }
 
-TEST_F(LoopRegions, PagesOfAFileAreReadBackAndNeverWritten) {
-  TemporaryFile file("loop-origin");
-  constexpr std::size_t kTail = 12345;  // the last page is partial
-  {
-    UniqueFd fd(::open(file.path().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    std::vector<std::uint64_t> page(kWords);
-    for (std::uint32_t p = 0; p < kPages; ++p) {
-      for (std::size_t i = 0; i < kWords; ++i) page[i] = pattern(p, i, 3);
-      const std::size_t size = p + 1 == kPages ? kTail : kPageBytes;
-      ASSERT_EQ(::write(fd.get(), page.data(), size), static_cast<ssize_t>(size));
-    }
+// A file of `kPages` pages, the last of kTail bytes, with what pattern(page, word, 3) says.
+constexpr std::size_t kTail = 12345;
+
+void write_pages(const TemporaryFile& file) {
+  UniqueFd fd(::open(file.path().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  std::vector<std::uint64_t> page(kWords);
+  for (std::uint32_t p = 0; p < kPages; ++p) {
+    for (std::size_t i = 0; i < kWords; ++i) page[i] = pattern(p, i, 3);
+    const std::size_t size = p + 1 == kPages ? kTail : kPageBytes;
+    ASSERT_EQ(::write(fd.get(), page.data(), size), static_cast<ssize_t>(size));
   }
+}
+
+Result<Region*> region_of(Loop& loop, const TemporaryFile& file) {
   loop::RegionSpec spec;
   spec.page_count = kPages;
   auto origin = tier::Origin::open(UniqueFd(::open(file.path().c_str(), O_RDONLY | O_CLOEXEC)));
-  ASSERT_TRUE(origin.ok());
+  if (!origin.ok()) return origin.status();
   spec.origin = std::make_unique<tier::Origin>(*std::move(origin));
-  auto region = loop_->create_region(std::move(spec));
+  return loop.create_region(std::move(spec));
+}
+
+TEST_F(LoopRegions, PagesOfAFileAreReadBackAndNeverWritten) {
+  TemporaryFile file("loop-origin");
+  write_pages(file);
+  auto region = region_of(*loop_, file);
   ASSERT_TRUE(region.ok()) << region.status().what();
   View* first = engine_->map(**region);
   View* second = engine_->map(**region, 8, 16);
@@ -205,6 +213,37 @@ TEST_F(LoopRegions, PagesOfAFileAreReadBackAndNeverWritten) {
   EXPECT_LE(loop_->dram().used_pages(), 16U);
   EXPECT_EQ(loop_->migrator().counters().store_write_bytes, 0U);
   EXPECT_EQ(loop_->migrator().counters().demotions, loop_->migrator().counters().pages_dropped);
+}
+
+TEST_F(LoopRegions, AFillInHandIsReadWhenTheOthersHaveEnded) {
+  TemporaryFile file("loop-hand");
+  write_pages(file);
+  auto region = region_of(*loop_, file);
+  ASSERT_TRUE(region.ok()) << region.status().what();
+  View* view = engine_->map(**region);
+  migrate::Migrator& migrator = loop_->migrator();
+  std::size_t wrong = 0;
+  bool held = false;
+  // The last one asked for finds the place free and nobody to take it over. Three rounds: in one a
+  // thread waits for it.
+  for (std::uint32_t first : {0U, 4U, 8U}) {
+    for (std::uint32_t page = first; page < first + 4; ++page)
+      ASSERT_TRUE(migrator.promote(**region, page).ok());
+    if (first == 4) {
+      engine_->run([&] { wrong += words_of(*view, first + 3)[7] != pattern(first + 3, 7, 3); });
+    }
+    while (migrator.fills_in_flight() > 0) {
+      held |= migrator.fill_in_hand();
+      ASSERT_TRUE(loop_->run_once().ok());
+    }
+    EXPECT_FALSE(migrator.fill_in_hand());
+  }
+  EXPECT_TRUE(held);
+  EXPECT_EQ(count_state(**region, PageState::kResident), 12U);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 12; ++page) wrong += wrong_words(*view, page, 3);
+  });
+  EXPECT_EQ(wrong, 0U);
 }
 
 TEST_F(LoopRegions, AForkedCopyKeepsTheMomentOfTheFork) {
