@@ -90,8 +90,6 @@ PY
   for name in "${fields[@]:3}"; do failures+=("$preset: $name"); done
 }
 
-unit_targets() { for f in tests/unit/*_test.cc; do basename "$f" .cc; done; }
-
 step_format() {
   say "format"
   local files
@@ -105,9 +103,7 @@ step_release() {
 }
 
 sanitized() { # PRESET
-  local targets
-  mapfile -t targets < <(unit_targets)
-  if build "$1" "${targets[@]}"; then pass; else fail "$1: build"; return; fi
+  if build "$1" unit_tests; then pass; else fail "$1: build"; return; fi
   # The planner's simulations are long, of one thread, and judged by their figures in release.
   count "$1" -L unit -E '^unit\.(Sizes/Dense|Shapes/Moe)'
 }
@@ -158,10 +154,11 @@ for step in "${steps[@]}"; do
 done
 
 mkdir -p build
-if packages; then
+if packages && CUDA_HOME=$(tests/cuda_home.sh); then
+  export CUDA_HOME
   for step in "${steps[@]}"; do "step_$step"; done
 else
-  fail "packages"
+  fail "packages and cuda.h"
 fi
 
 say "done"

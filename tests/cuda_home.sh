@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Prints a folder with include/cuda.h of CUDA 13: $CUDA_HOME or /usr/local/cuda where they have one,
+# else NVIDIA's package from PyPI, kept in ${XDG_CACHE_HOME:-~/.cache}/kvmem/cuda. Needs python3 with
+# venv, and a package index the first time. Exits 1, with a line on standard error, if there is none.
+set -euo pipefail
+
+for home in ${CUDA_HOME:+"$CUDA_HOME"} /usr/local/cuda; do
+  if [ -e "$home/include/cuda.h" ]; then
+    echo "$home"
+    exit 0
+  fi
+done
+
+venv=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem/cuda
+find_home() { find "$venv" -path '*/include/cuda.h' -printf '%h\n' 2>/dev/null | head -n 1 | xargs -r dirname; }
+
+mkdir -p "$(dirname "$venv")"
+exec 9>"$venv.lock"
+flock 9
+if [ -z "$(find_home)" ]; then
+  rm -rf "$venv"
+  if ! python3 -m venv "$venv" >"$venv.log" 2>&1 ||
+    ! "$venv/bin/pip" install -q --no-deps 'nvidia-cuda-runtime==13.0.*' >>"$venv.log" 2>&1; then
+    echo "cuda_home.sh: no cuda.h here and none from PyPI; see $venv.log" >&2
+    exit 1
+  fi
+fi
+home=$(find_home)
+if [ -z "$home" ]; then
+  echo "cuda_home.sh: the package nvidia-cuda-runtime has no cuda.h" >&2
+  exit 1
+fi
+echo "$home"
