@@ -70,7 +70,12 @@ void softgpu_reset_calls() {
 
 void softgpu_fail(const char* entry, std::uint64_t n, int result) {
   const std::lock_guard lock(softgpu::mu);
-  softgpu::table()[entry].failures.push_back({n, static_cast<CUresult>(result)});
+  auto& failures = softgpu::table()[entry].failures;
+  if (n == 0) {
+    failures.clear();
+  } else {
+    failures.push_back({n, static_cast<CUresult>(result)});
+  }
 }
 
 }  // extern "C"

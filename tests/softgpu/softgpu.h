@@ -26,7 +26,8 @@ extern "C" {
 uint64_t softgpu_calls(const char* entry);
 void softgpu_reset_calls(void);
 
-/* The n-th call of `entry` from now on (1: the next) does nothing and returns `result`. */
+/* The n-th call of `entry` from now on (1: the next) does nothing and returns `result`. 0: those
+ * still to fail are forgotten. */
 void softgpu_fail(const char* entry, uint64_t n, int result);
 
 enum softgpu_kind {

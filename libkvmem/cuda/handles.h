@@ -1,0 +1,66 @@
+// What the CUDA driver gives, owned: addresses and physical memory. And two things a thread needs
+// while it edits page tables: the device's context, and leave to do so while a stream is captured.
+//
+// REQUIRES: cuda::load() has succeeded. A destructor needs a current context as the calls do.
+#pragma once
+
+#include <cstddef>
+
+#include "base/unique_handle.h"
+#include "cuda/driver.h"
+
+namespace kvmem::cuda {
+
+struct Range {
+  CUdeviceptr at = 0;
+  std::size_t size_bytes = 0;
+  bool operator==(const Range&) const = default;
+};
+struct ReservationTraits {
+  using Value = Range;
+  static constexpr Range kNone{};
+  static void close(Range range) noexcept {
+    (void)driver().address_free(range.at, range.size_bytes);
+  }
+};
+// Addresses; free of mappings when it goes.
+using Reservation = UniqueHandle<ReservationTraits>;
+
+struct PhysicalTraits {
+  using Value = CUmemGenericAllocationHandle;
+  static constexpr Value kNone = 0;
+  static void close(Value handle) noexcept { (void)driver().release(handle); }
+};
+// A reference to physical memory; a mapping is another one.
+using Physical = UniqueHandle<PhysicalTraits>;
+
+// Makes `context` current on this thread, and what was before current again.
+class ContextScope {
+ public:
+  explicit ContextScope(CUcontext context)
+      : status_(status_of(driver().context_push(context), "cuCtxPushCurrent")) {}
+  ~ContextScope() {
+    CUcontext popped = nullptr;
+    if (status_.ok()) (void)driver().context_pop(&popped);
+  }
+  ContextScope(const ContextScope&) = delete;
+  ContextScope& operator=(const ContextScope&) = delete;
+  const Status& status() const { return status_; }
+
+ private:
+  Status status_;
+};
+
+// The engine may be capturing a graph: what kvmem does on this thread is no part of it.
+class OutsideCapture {
+ public:
+  OutsideCapture() { (void)driver().exchange_capture_mode(&mode_); }
+  ~OutsideCapture() { (void)driver().exchange_capture_mode(&mode_); }
+  OutsideCapture(const OutsideCapture&) = delete;
+  OutsideCapture& operator=(const OutsideCapture&) = delete;
+
+ private:
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
+};
+
+}  // namespace kvmem::cuda

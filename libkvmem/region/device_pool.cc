@@ -1,0 +1,244 @@
+#include "region/device_pool.h"
+
+#include <algorithm>
+
+#include "cuda/handles.h"
+
+namespace kvmem {
+namespace {
+
+bool attribute(CUdevice device, CUdevice_attribute which) {
+  int value = 0;
+  return cuda::driver().device_get_attribute(&value, which, device) == CUDA_SUCCESS && value != 0;
+}
+
+// Memory without these cannot be shared by IPC, registered by UCX or reached by a NIC, and none of
+// it can be added later.
+CUmemAllocationProp properties(const DevicePool::Options& options) {
+  CUmemAllocationProp prop{};
+  prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  prop.location = options.location;
+  const bool on_device = options.location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+  unsigned types = 0;
+  if (attribute(options.device, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED)) {
+    types |= CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+  }
+  if (on_device && attribute(options.device, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED)) {
+    types |= CU_MEM_HANDLE_TYPE_FABRIC;
+  }
+  prop.requestedHandleTypes = static_cast<CUmemAllocationHandleType>(types);
+  if (on_device &&
+      attribute(options.device, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED)) {
+    prop.allocFlags.gpuDirectRDMACapable = 1;
+  }
+  return prop;
+}
+
+}  // namespace
+
+Result<Owned<DevicePool>> DevicePool::create(const Options& options) {
+  const cuda::Driver& driver = cuda::driver();
+  if (!attribute(options.device, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED)) {
+    return Status(Code::kUnsupported, "the device has no virtual memory management");
+  }
+  const cuda::ContextScope current(options.context);
+  if (!current.status().ok()) return current.status();
+  const cuda::OutsideCapture outside;
+  CUmemAllocationProp prop = properties(options);
+  // Fabric handles need a service that may not run; a page without them is better than none.
+  for (int attempt = 0;; ++attempt) {
+    std::size_t granularity = 0;
+    KV_TRY(cuda::status_of(
+        driver.allocation_granularity(&granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
+        "cuMemGetAllocationGranularity"));
+    // The first page tells whether the place gives any.
+    Handle first = 0;
+    const CUresult made = driver.create(&first, granularity, &prop, 0);
+    if (made == CUDA_SUCCESS) {
+      cuda::Physical owned(first);
+      void* room = heap_room<DevicePool>();
+      if (room == nullptr) return Status(Code::kNoMemory, "a pool of device pages");
+      Owned<DevicePool> pool(::new (room) DevicePool(options, granularity, prop));
+      pool->give_back(&first, 1);
+      (void)owned.release();
+      {
+        const LockGuard guard(pool->lock_);
+        pool->stats_.in_existence = pool->stats_.created_ahead = 1;
+      }
+      pool->has_thread_ = ::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) == 0;
+      return pool;
+    }
+    const unsigned fabric = prop.requestedHandleTypes & CU_MEM_HANDLE_TYPE_FABRIC;
+    if (attempt > 0 || fabric == 0) return cuda::status_of(made, "cuMemCreate");
+    prop.requestedHandleTypes =
+        static_cast<CUmemAllocationHandleType>(prop.requestedHandleTypes ^ fabric);
+  }
+}
+
+DevicePool::DevicePool(const Options& options, std::size_t page_bytes,
+                       const CUmemAllocationProp& prop)
+    : options_(options), page_bytes_(page_bytes), prop_(prop), pages_max_(options.pages_max) {}
+
+DevicePool::~DevicePool() {
+  {
+    const LockGuard guard(lock_);
+    stop_ = true;
+  }
+  wake();
+  if (has_thread_) ::pthread_join(thread_, nullptr);
+  const cuda::ContextScope current(options_.context);
+  for (std::size_t i = 0; i < idle_.size(); ++i) (void)cuda::driver().release(idle_[i]);
+}
+
+Status DevicePool::create_page(Handle* out) const {
+  const cuda::ContextScope current(options_.context);
+  KV_TRY(current.status());
+  const cuda::OutsideCapture outside;
+  return cuda::status_of(cuda::driver().create(out, page_bytes_, &prop_, 0), "cuMemCreate");
+}
+
+void DevicePool::wake() {
+  changed_.fetch_add(1, std::memory_order_release);
+  sys::futex_wake(changed_, 1);
+}
+
+bool DevicePool::wants_more() const {
+  return !rests_ && stats_.in_existence < pages_max_ &&
+         idle_.size() < (busy_ ? options_.idle_high : options_.idle_low);
+}
+
+Status DevicePool::take(std::size_t count, Handle* out) {
+  std::size_t missing = count;
+  {
+    const LockGuard guard(lock_);
+    const std::size_t ready = std::min(count, idle_.size());
+    missing -= ready;
+    if (missing > pages_max_ - std::min(pages_max_, stats_.in_existence)) {
+      return Status(Code::kNoMemory, "the budget of device pages is used up");
+    }
+    std::copy(idle_.end() - ready, idle_.end(), out);
+    idle_.shrink(idle_.size() - ready);
+    stats_.in_existence += missing;  // of the budget, from now on
+    rests_ = false;
+  }
+  for (std::size_t i = count - missing; i < count; ++i) {
+    if (const Status made = create_page(&out[i]); !made.ok()) {
+      give_back(out, i);
+      const LockGuard guard(lock_);
+      stats_.in_existence -= count - i;
+      ++stats_.create_failures;
+      rests_ = true;
+      return made;
+    }
+  }
+  bool more = false;
+  {
+    const LockGuard guard(lock_);
+    stats_.taken += count;
+    stats_.created_late += missing;
+    more = wants_more();
+  }
+  if (more) wake();
+  return {};
+}
+
+void DevicePool::give_back(const Handle* handles, std::size_t count) {
+  {
+    const LockGuard guard(lock_);
+    const std::size_t before = idle_.size();
+    if (idle_.resize(before + count)) {
+      std::copy(handles, handles + count, idle_.data() + before);
+      return;
+    }
+    stats_.in_existence -= count;
+  }
+  release(handles, count);
+}
+
+void DevicePool::release(const Handle* handles, std::size_t count) const {
+  const cuda::ContextScope current(options_.context);
+  const cuda::OutsideCapture outside;
+  for (std::size_t i = 0; i < count; ++i) (void)cuda::driver().release(handles[i]);
+}
+
+std::size_t DevicePool::trim(std::size_t count) {
+  std::size_t gone = 0;
+  for (; gone < count; ++gone) {
+    Handle last = 0;
+    {
+      const LockGuard guard(lock_);
+      rests_ = true;
+      if (idle_.empty()) break;
+      last = idle_[idle_.size() - 1];
+      idle_.shrink(idle_.size() - 1);
+      --stats_.in_existence;
+    }
+    release(&last, 1);
+  }
+  return gone;
+}
+
+void DevicePool::set_pages_max(std::uint64_t pages) {
+  {
+    const LockGuard guard(lock_);
+    pages_max_ = pages;
+  }
+  wake();
+}
+
+DevicePool::Stats DevicePool::stats() const {
+  const LockGuard guard(lock_);
+  Stats stats = stats_;
+  stats.idle = idle_.size();
+  return stats;
+}
+
+void DevicePool::wait_until_quiet() const {
+  for (;;) {
+    const std::uint32_t seen = quiet_.load(std::memory_order_acquire);
+    {
+      const LockGuard guard(lock_);
+      if (!has_thread_ || (!busy_ && !wants_more())) return;
+    }
+    sys::futex_wait(quiet_, seen);
+  }
+}
+
+void* DevicePool::thread_main(void* self) {
+  (void)sys::block_signals();  // the engine's handlers run on the engine's threads
+  static_cast<DevicePool*>(self)->refill();
+  return nullptr;
+}
+
+void DevicePool::refill() {
+  for (;;) {
+    const std::uint32_t seen = changed_.load(std::memory_order_acquire);
+    bool work = false;
+    {
+      const LockGuard guard(lock_);
+      if (stop_) return;
+      work = busy_ = wants_more();
+      if (work) ++stats_.in_existence;
+    }
+    if (!work) {
+      quiet_.fetch_add(1, std::memory_order_release);
+      sys::futex_wake(quiet_, INT32_MAX);
+      sys::futex_wait(changed_, seen);
+      continue;
+    }
+    Handle handle = 0;
+    const Status made = create_page(&handle);
+    if (made.ok()) give_back(&handle, 1);
+    const LockGuard guard(lock_);
+    if (made.ok()) {
+      ++stats_.created_ahead;
+    } else {
+      --stats_.in_existence;
+      ++stats_.create_failures;
+      rests_ = true;
+      busy_ = false;
+    }
+  }
+}
+
+}  // namespace kvmem
