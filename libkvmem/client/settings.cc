@@ -93,6 +93,10 @@ Settings read_settings(char* const* environment) {
                            is_set(lookup(environment, "KVMEM_INTERCEPT")));
   s.verbose = is_set(lookup(environment, "KVMEM_VERBOSE"));
   s.user_faults_only = is_set(lookup(environment, "KVMEM_USER_FAULTS_ONLY"));
+  s.device = s.intercept && is_set(lookup(environment, "KVMEM_DEVICE"));
+  if (const char* text = lookup(environment, "KVMEM_HBM")) {
+    s.hbm_bytes = parse_bytes(text, s.hbm_bytes);
+  }
   if (const char* text = lookup(environment, "KVMEM_THRESHOLD")) {
     s.threshold_bytes = parse_bytes(text, s.threshold_bytes);
   }

@@ -5,12 +5,15 @@
 //   KVMEM_SOCKET=PATH      the daemon's socket
 //   KVMEM_THRESHOLD=BYTES  smallest allocation that becomes a region (K, M, G understood)
 //   KVMEM_TAG=TEXT         name of this engine in kvmemctl; default: the program's
+//   KVMEM_DEVICE=1         device memory, too, becomes regions (under construction: off by default)
+//   KVMEM_HBM=BYTES        how much device memory each GPU has for this engine; default: all of it
 //   KVMEM_VERBOSE=1        more than one line on standard error
 //   KVMEM_USER_FAULTS_ONLY=1  accept a userfaultfd that cannot serve the kernel's own faults:
 //                          read(2) into a cold page then fails with EFAULT
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace kvmem {
 
@@ -19,6 +22,8 @@ struct Settings {
   bool intercept = false;
   bool verbose = false;
   bool user_faults_only = false;
+  bool device = false;
+  std::size_t hbm_bytes = SIZE_MAX;
   std::size_t threshold_bytes = std::size_t{32} << 20;
   char socket_path[108] = {};  // sun_path
   char tag[64] = {};

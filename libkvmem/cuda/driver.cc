@@ -3,12 +3,15 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
+#include <atomic>
+
 namespace kvmem::cuda {
 namespace {
 
 Driver table;
 Status table_status(Code::kNotFound, "libcuda.so.1");
 pthread_once_t once = PTHREAD_ONCE_INIT;
+thread_local bool loading = false;
 
 // The form of CUDA 12 and later, or that of 11.3 without the status.
 using Lookup = CUresult (*)(const char*, void**, int, cuuint64_t, CUdriverProcAddressQueryResult*);
@@ -16,10 +19,10 @@ using OldLookup = CUresult (*)(const char*, void**, int, cuuint64_t);
 
 void* find(void* library, const char* name, int version) {
   void* found = nullptr;
-  if (void* lookup = ::dlsym(library, "cuGetProcAddress_v2"); lookup != nullptr) {
+  if (void* lookup = real_dlsym()(library, "cuGetProcAddress_v2"); lookup != nullptr) {
     (void)reinterpret_cast<Lookup>(lookup)(name, &found, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM,
                                            nullptr);
-  } else if (void* old = ::dlsym(library, "cuGetProcAddress"); old != nullptr) {
+  } else if (void* old = real_dlsym()(library, "cuGetProcAddress"); old != nullptr) {
     (void)reinterpret_cast<OldLookup>(old)(name, &found, version,
                                            CU_GET_PROC_ADDRESS_LEGACY_STREAM);
   }
@@ -74,12 +77,34 @@ Code code_of(CUresult result) {
 }  // namespace
 
 Result<const Driver*> load() {
+  loading = true;
   ::pthread_once(&once, fill_table);
+  loading = false;
   if (!table_status.ok()) return table_status;
   return &table;
 }
 
+bool is_loading() { return loading; }
 const Driver& driver() { return table; }
+
+void* (*real_dlsym())(void*, const char*) {
+  using Find = void* (*)(void*, const char*);
+  static constinit std::atomic<Find> kept{nullptr};
+  Find found = kept.load(std::memory_order_relaxed);
+  if (found == nullptr) {
+    found = reinterpret_cast<Find>(::dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34"));
+    kept.store(found, std::memory_order_relaxed);
+  }
+  return found;
+}
+
+void* exported(const char* name) {
+  void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  void* found = real_dlsym()(library, name);
+  ::dlclose(library);
+  return found;
+}
 
 Status status_of(CUresult result, const char* what) {
   if (result == CUDA_SUCCESS) return {};

@@ -33,6 +33,12 @@ namespace kvmem::cuda {
   X(map, cuMemMap, 10020)                                            \
   X(unmap, cuMemUnmap, 10020)                                        \
   X(set_access, cuMemSetAccess, 10020)                               \
+  X(context_device, cuCtxGetDevice, 2000)                            \
+  X(allocate, cuMemAlloc, 3020)                                      \
+  X(free, cuMemFree, 3020)                                           \
+  X(address_range, cuMemGetAddressRange, 3020)                       \
+  X(pointer_attribute, cuPointerGetAttribute, 4000)                  \
+  X(pointer_attributes, cuPointerGetAttributes, 7000)                \
   X(memory_info, cuMemGetInfo, 3020)                                 \
   X(copy_to_device, cuMemcpyHtoD, 3020)                              \
   X(copy_to_host, cuMemcpyDtoH, 3020)
@@ -48,12 +54,18 @@ struct Driver {
 #undef KV_CUDA_MEMBER
 };
 
+// True on a thread that fills the table: what it looks up must be the driver's own.
+bool is_loading();
 // The table, filled at the first call. kNotFound: no libcuda.so.1 here; kUnsupported: one that
 // lacks what is needed (detail: its version, 0 if it does not even say that). The answer never
 // changes.
 Result<const Driver*> load();
-// The table, once load() has succeeded.
+// The table; what load() did not find in it is null.
 const Driver& driver();
+// The loader's own dlsym: kvmem stands before the one that others call.
+void* (*real_dlsym())(void* handle, const char* name);
+// What the real libcuda.so.1 exports under a name; null: nothing, or no engine has loaded it yet.
+void* exported(const char* name);
 
 // CUDA_SUCCESS, or a Status with the driver's code as detail. `what` names the call.
 Status status_of(CUresult result, const char* what);

@@ -5,6 +5,9 @@
 
 #include "preload/real.h"
 #include "region/host.h"
+#ifdef KVMEM_WITH_CUDA
+#include "region/device_heap.h"
+#endif
 
 namespace kvmem {
 
@@ -17,6 +20,9 @@ constinit std::atomic<bool> started{false};
 void initialise(char* const* environment) {
   if (environment == nullptr || started.exchange(true, std::memory_order_acq_rel)) return;
   host::install(environment);
+#ifdef KVMEM_WITH_CUDA
+  device::install();
+#endif
   host::g_child_allocator = real::use_static_area;
   // As early as can be: the handlers that are registered first run innermost.
   pthread_atfork(host::fork_prepare, host::fork_parent, host::fork_child);

@@ -39,6 +39,7 @@ class DeviceRegion {
   std::size_t size_bytes() const { return addresses_.get().size_bytes; }
   std::uint32_t page_count() const { return static_cast<std::uint32_t>(pages_.size()); }
   std::size_t page_bytes() const { return pool_.page_bytes(); }
+  CUdevice device() const { return pool_.device(); }
   DevicePage page(std::uint32_t page) const { return pages_[page].state; }
   std::uint32_t mapped_pages() const { return mapped_; }
 

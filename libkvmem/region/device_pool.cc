@@ -108,18 +108,23 @@ bool DevicePool::wants_more() const {
 }
 
 Status DevicePool::take(std::size_t count, Handle* out) {
-  std::size_t missing = count;
-  {
-    const LockGuard guard(lock_);
-    const std::size_t ready = std::min(count, idle_.size());
-    missing -= ready;
-    if (missing > pages_max_ - std::min(pages_max_, stats_.in_existence)) {
-      return Status(Code::kNoMemory, "the budget of device pages is used up");
+  std::size_t missing = 0;
+  for (;;) {
+    const std::uint32_t seen = created_.load(std::memory_order_acquire);
+    {
+      const LockGuard guard(lock_);
+      const std::size_t ready = std::min(count, idle_.size());
+      missing = count - ready;
+      if (missing <= pages_max_ - std::min(pages_max_, stats_.in_existence)) {
+        std::copy(idle_.end() - ready, idle_.end(), out);
+        idle_.shrink(idle_.size() - ready);
+        stats_.in_existence += missing;  // of the budget, from now on
+        rests_ = false;
+        break;
+      }
+      if (!creating_) return {Code::kNoMemory, "the budget of device pages is used up"};
     }
-    std::copy(idle_.end() - ready, idle_.end(), out);
-    idle_.shrink(idle_.size() - ready);
-    stats_.in_existence += missing;  // of the budget, from now on
-    rests_ = false;
+    sys::futex_wait(created_, seen);  // the page on its way may be the one that is missing
   }
   for (std::size_t i = count - missing; i < count; ++i) {
     if (const Status made = create_page(&out[i]); !made.ok()) {
@@ -217,7 +222,7 @@ void DevicePool::refill() {
     {
       const LockGuard guard(lock_);
       if (stop_) return;
-      work = busy_ = wants_more();
+      work = busy_ = creating_ = wants_more();
       if (work) ++stats_.in_existence;
     }
     if (!work) {
@@ -229,15 +234,20 @@ void DevicePool::refill() {
     Handle handle = 0;
     const Status made = create_page(&handle);
     if (made.ok()) give_back(&handle, 1);
-    const LockGuard guard(lock_);
-    if (made.ok()) {
-      ++stats_.created_ahead;
-    } else {
-      --stats_.in_existence;
-      ++stats_.create_failures;
-      rests_ = true;
-      busy_ = false;
+    {
+      const LockGuard guard(lock_);
+      creating_ = false;
+      if (made.ok()) {
+        ++stats_.created_ahead;
+      } else {
+        --stats_.in_existence;
+        ++stats_.create_failures;
+        rests_ = true;
+        busy_ = false;
+      }
     }
+    created_.fetch_add(1, std::memory_order_release);
+    sys::futex_wake(created_, INT32_MAX);
   }
 }
 

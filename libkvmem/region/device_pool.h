@@ -84,12 +84,14 @@ class DevicePool {
   Array<Handle> idle_ GUARDED_BY(lock_);
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t pages_max_ GUARDED_BY(lock_);
-  bool rests_ GUARDED_BY(lock_) = false;  // trimmed, or the device is full: no page ahead
-  bool busy_ GUARDED_BY(lock_) = false;   // the thread is creating
+  bool rests_ GUARDED_BY(lock_) = false;     // trimmed, or the device is full: no page ahead
+  bool busy_ GUARDED_BY(lock_) = false;      // the thread is filling up
+  bool creating_ GUARDED_BY(lock_) = false;  // and is in the middle of a page
   bool stop_ GUARDED_BY(lock_) = false;
 
   mutable sys::FutexWord changed_{0};  // counted up whenever the thread should look again
   mutable sys::FutexWord quiet_{0};    // counted up whenever it has gone to sleep
+  sys::FutexWord created_{0};          // counted up whenever a page of its is done
   pthread_t thread_{};
   bool has_thread_ = false;
 };

@@ -135,14 +135,17 @@ constexpr Row kRows[] = {
     {"cuGraphLaunch", 10000, "cuGraphLaunch", "_ptsz", 10000},
 };
 
-// This library, whatever else exports the same names.
+// This library's, whatever else exports the same names or stands before dlsym: a driver does not ask
+// others for what is its own.
 void* own_symbol(const std::string& name) {
   static void* const kSelf = [] {
     Dl_info info{};
     ::dladdr(reinterpret_cast<const void*>(&own_symbol), &info);
     return ::dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
   }();
-  return ::dlsym(kSelf, name.c_str());
+  using Find = void* (*)(void*, const char*);
+  static const auto kFind = reinterpret_cast<Find>(::dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34"));
+  return kFind(kSelf, name.c_str());
 }
 
 CUdriverProcAddressQueryResult resolve(const char* name, int version, cuuint64_t flags,

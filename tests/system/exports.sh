@@ -25,6 +25,11 @@ kvmem_region_destroy@@KVMEM_1.0 kvmem_residency@@KVMEM_1.0 kvmem_stats@@KVMEM_1.
 kvmem_strerror@@KVMEM_1.0 kvmem_version@@KVMEM_1.0 madvise malloc malloc_usable_size memalign mlock \
 mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign pthread_exit pvalloc realloc \
 reallocarray valloc read pread pread64 readv preadv preadv64 preadv2 preadv64v2 __read_chk __pread_chk __pread64_chk "
+# With the device path, the driver's calls that it stands before.
+if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
+  wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemFree_v2 cuMemGetInfo_v2 \
+cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
+fi
 wanted=$(tr ' ' '\n' <<<"$wanted" | sed '/^$/d' | sort | tr '\n' ' ')
 [ "$exported" = "$wanted" ] || fail "it exports $exported"
 

@@ -1,0 +1,199 @@
+// The CUDA driver's calls that kvmem stands before, and the ways by which an engine comes to them:
+// linked (these names are found first), dlsym, and cuGetProcAddress, which the runtime uses for
+// all. The real resolver is always asked first, with the caller's own version and flags; what it
+// finds is replaced by what is here if it is one of these. So a name the driver does not have stays
+// unknown.
+#include <cuda.h>
+#include <dlfcn.h>
+#include <string.h>
+
+#include "cuda/driver.h"
+#include "region/device_heap.h"
+
+#define KVMEM_INTERPOSED extern "C" __attribute__((visibility("default")))
+
+namespace device = kvmem::device;
+
+namespace {
+
+const kvmem::cuda::Driver& real() {
+  (void)kvmem::cuda::load();
+  return kvmem::cuda::driver();
+}
+
+// A driver without the call cannot have been asked for it: what is null here is never reached.
+template <class Call, class... Args>
+CUresult pass(Call call, Args... args) {
+  return call != nullptr ? call(args...) : CUDA_ERROR_NOT_SUPPORTED;
+}
+
+// What cuMemAlloc's memory says of itself, for a region; false: the driver knows.
+bool region_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at) {
+  device::Found found;
+  if (data == nullptr || !device::find(at, &found)) return false;
+  const auto give = [data](auto value) {
+    memcpy(data, &value, sizeof value);  // NOLINT(bugprone-sizeof-expression): a handle
+    return true;
+  };
+  switch (attribute) {
+    case CU_POINTER_ATTRIBUTE_CONTEXT:
+      return give(found.context);
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      return give(CU_MEMORYTYPE_DEVICE);
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+      return give(found.begin);
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      return give(found.size_bytes);
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+KVMEM_INTERPOSED CUresult cuMemAlloc(CUdeviceptr* out, std::size_t size) {
+  if (size >= device::g_threshold_bytes) {
+    const CUresult result = device::allocate(out, size);
+    if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
+  }
+  return pass(real().allocate, out, size);
+}
+
+KVMEM_INTERPOSED CUresult cuMemFree(CUdeviceptr at) {
+  CUresult result = CUDA_SUCCESS;
+  if (device::is_on() && at != 0 && device::release(at, &result)) return result;
+  return pass(real().free, at);
+}
+
+KVMEM_INTERPOSED CUresult cuMemGetInfo(std::size_t* free, std::size_t* total) {
+  const CUresult result = pass(real().memory_info, free, total);
+  if (result == CUDA_SUCCESS && device::is_on()) device::adjust_info(free, total);
+  return result;
+}
+
+KVMEM_INTERPOSED CUresult cuMemGetAddressRange(CUdeviceptr* base, std::size_t* size,
+                                               CUdeviceptr at) {
+  device::Found found;
+  if (!device::is_on() || !device::find(at, &found)) {
+    return pass(real().address_range, base, size, at);
+  }
+  if (base != nullptr) *base = found.begin;
+  if (size != nullptr) *size = found.size_bytes;
+  return CUDA_SUCCESS;
+}
+
+KVMEM_INTERPOSED CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute,
+                                                CUdeviceptr at) {
+  if (device::is_on() && region_attribute(data, attribute, at)) return CUDA_SUCCESS;
+  return pass(real().pointer_attribute, data, attribute, at);
+}
+
+KVMEM_INTERPOSED CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes,
+                                                 void** data, CUdeviceptr at) {
+  const CUresult result = pass(real().pointer_attributes, count, attributes, data, at);
+  if (result == CUDA_SUCCESS && device::is_on()) {
+    for (unsigned i = 0; i < count; ++i) (void)region_attribute(data[i], attributes[i], at);
+  }
+  return result;
+}
+
+namespace {
+
+using Resolver = CUresult (*)(const char*, void**, int, cuuint64_t,
+                              CUdriverProcAddressQueryResult*);
+using OldResolver = CUresult (*)(const char*, void**, int, cuuint64_t);
+
+}  // namespace
+
+// By the names it has in the library, where cuda.h has made others of them.
+KVMEM_INTERPOSED CUresult
+kvmem_resolve(const char* name, void** out, int version, cuuint64_t flags,
+              CUdriverProcAddressQueryResult* status) __asm__("cuGetProcAddress_v2");
+KVMEM_INTERPOSED CUresult kvmem_resolve_old(const char* name, void** out, int version,
+                                            cuuint64_t flags) __asm__("cuGetProcAddress");
+
+namespace {
+
+// A name as the driver documents it, the version from which it has the form of ours, and the symbol
+// that form is exported as. Last one first where there are several.
+struct Hook {
+  const char* name;
+  int version;
+  const char* symbol;
+  void* function;
+};
+const Hook* hooks(std::size_t* count) {
+  static const Hook table[] = {
+      {"cuGetProcAddress", 12000, "cuGetProcAddress_v2", reinterpret_cast<void*>(&kvmem_resolve)},
+      {"cuGetProcAddress", 11030, "cuGetProcAddress", reinterpret_cast<void*>(&kvmem_resolve_old)},
+      {"cuMemAlloc", 3020, "cuMemAlloc_v2", reinterpret_cast<void*>(&cuMemAlloc)},
+      {"cuMemFree", 3020, "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree)},
+      {"cuMemGetInfo", 3020, "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo)},
+      {"cuMemGetAddressRange", 3020, "cuMemGetAddressRange_v2",
+       reinterpret_cast<void*>(&cuMemGetAddressRange)},
+      {"cuPointerGetAttribute", 4000, "cuPointerGetAttribute",
+       reinterpret_cast<void*>(&cuPointerGetAttribute)},
+      {"cuPointerGetAttributes", 7000, "cuPointerGetAttributes",
+       reinterpret_cast<void*>(&cuPointerGetAttributes)},
+  };
+  *count = sizeof table / sizeof table[0];
+  return table;
+}
+
+// What stands before the driver's `found`, which it gave for the name in that version.
+void* hook_of(const char* name, int version, void* found) {
+  std::size_t count = 0;
+  const Hook* all = hooks(&count);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (version >= all[i].version && strcmp(name, all[i].name) == 0) return all[i].function;
+  }
+  return found;
+}
+
+bool is_driver_name(const char* name) {
+  return name[0] == 'c' && name[1] == 'u' && name[2] >= 'A' && name[2] <= 'Z';
+}
+
+__attribute__((noinline, cold)) void* find_driver_name(void* handle, const char* name) {
+  void* found = kvmem::cuda::real_dlsym()(handle, name);
+  if (found == nullptr || kvmem::cuda::is_loading()) return found;
+  std::size_t count = 0;
+  const Hook* all = hooks(&count);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (strcmp(name, all[i].symbol) != 0) continue;
+    void* driver = kvmem::cuda::exported(name);
+    // An engine that asks whether there is a driver must not find us instead.
+    if (driver == nullptr && found == all[i].function)
+      return kvmem::cuda::real_dlsym()(RTLD_NEXT, name);
+    // The driver's own, and nobody else's of the same name.
+    return device::is_on() && found == driver ? all[i].function : found;
+  }
+  return found;
+}
+
+}  // namespace
+
+CUresult kvmem_resolve(const char* name, void** out, int version, cuuint64_t flags,
+                       CUdriverProcAddressQueryResult* status) {
+  const auto resolver = reinterpret_cast<Resolver>(kvmem::cuda::exported("cuGetProcAddress_v2"));
+  const CUresult result = pass(resolver, name, out, version, flags, status);
+  if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
+    *out = hook_of(name, version, *out);
+  }
+  return result;
+}
+
+CUresult kvmem_resolve_old(const char* name, void** out, int version, cuuint64_t flags) {
+  const auto resolver = reinterpret_cast<OldResolver>(kvmem::cuda::exported("cuGetProcAddress"));
+  const CUresult result = pass(resolver, name, out, version, flags);
+  if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
+    *out = hook_of(name, version, *out);
+  }
+  return result;
+}
+
+// Everything else goes on by a jump, so that RTLD_NEXT is counted from the true caller.
+KVMEM_INTERPOSED void* dlsym(void* handle, const char* name) noexcept {
+  if (__builtin_expect(is_driver_name(name), 0)) return find_driver_name(handle, name);
+  return kvmem::cuda::real_dlsym()(handle, name);
+}
