@@ -3,6 +3,8 @@
 // all. The real resolver is always asked first, with the caller's own version and flags; what it
 // finds is replaced by what is here if it is one of these. So a name the driver does not have stays
 // unknown.
+#include "preload/cuda.h"
+
 #include <cuda.h>
 #include <dlfcn.h>
 #include <string.h>
@@ -114,40 +116,46 @@ KVMEM_INTERPOSED CUresult kvmem_resolve_old(const char* name, void** out, int ve
 
 namespace {
 
-// A name as the driver documents it, the version from which it has the form of ours, and the symbol
-// that form is exported as. Last one first where there are several.
-struct Hook {
-  const char* name;
-  int version;
-  const char* symbol;
-  void* function;
-};
-const Hook* hooks(std::size_t* count) {
+using kvmem::preload::Hook;
+using kvmem::preload::Hooks;
+
+Hooks own_hooks() {
   static const Hook table[] = {
-      {"cuGetProcAddress", 12000, "cuGetProcAddress_v2", reinterpret_cast<void*>(&kvmem_resolve)},
-      {"cuGetProcAddress", 11030, "cuGetProcAddress", reinterpret_cast<void*>(&kvmem_resolve_old)},
-      {"cuMemAlloc", 3020, "cuMemAlloc_v2", reinterpret_cast<void*>(&cuMemAlloc)},
-      {"cuMemFree", 3020, "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree)},
-      {"cuMemGetInfo", 3020, "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo)},
-      {"cuMemGetAddressRange", 3020, "cuMemGetAddressRange_v2",
-       reinterpret_cast<void*>(&cuMemGetAddressRange)},
-      {"cuPointerGetAttribute", 4000, "cuPointerGetAttribute",
-       reinterpret_cast<void*>(&cuPointerGetAttribute)},
-      {"cuPointerGetAttributes", 7000, "cuPointerGetAttributes",
-       reinterpret_cast<void*>(&cuPointerGetAttributes)},
+      {"cuGetProcAddress", "cuGetProcAddress_v2", reinterpret_cast<void*>(&kvmem_resolve), 12000},
+      {"cuGetProcAddress", "cuGetProcAddress", reinterpret_cast<void*>(&kvmem_resolve_old), 11030},
+      {"cuMemAlloc", "cuMemAlloc_v2", reinterpret_cast<void*>(&cuMemAlloc), 3020},
+      {"cuMemFree", "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree), 3020},
+      {"cuMemGetInfo", "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo), 3020},
+      {"cuMemGetAddressRange", "cuMemGetAddressRange_v2",
+       reinterpret_cast<void*>(&cuMemGetAddressRange), 3020},
+      {"cuPointerGetAttribute", "cuPointerGetAttribute",
+       reinterpret_cast<void*>(&cuPointerGetAttribute), 4000},
+      {"cuPointerGetAttributes", "cuPointerGetAttributes",
+       reinterpret_cast<void*>(&cuPointerGetAttributes), 7000},
   };
-  *count = sizeof table / sizeof table[0];
-  return table;
+  return {table, sizeof table / sizeof table[0]};
+}
+
+// The first hook for which `matches`; null: none.
+template <class Matches>
+const Hook* find_hook(Matches matches) {
+  for (const Hooks& hooks : {own_hooks(), kvmem::preload::copy_hooks()}) {
+    for (std::size_t i = 0; i < hooks.count; ++i) {
+      if (matches(hooks.first[i])) return &hooks.first[i];
+    }
+  }
+  return nullptr;
 }
 
 // What stands before the driver's `found`, which it gave for the name in that version.
-void* hook_of(const char* name, int version, void* found) {
-  std::size_t count = 0;
-  const Hook* all = hooks(&count);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (version >= all[i].version && strcmp(name, all[i].name) == 0) return all[i].function;
-  }
-  return found;
+void* hook_of(const char* name, int version, cuuint64_t flags, void* found) {
+  const auto other = (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0
+                         ? Hook::Streams::kLegacy
+                         : Hook::Streams::kPerThread;
+  const Hook* hook = find_hook([&](const Hook& h) {
+    return version >= h.version && h.streams != other && strcmp(name, h.name) == 0;
+  });
+  return hook != nullptr ? hook->function : found;
 }
 
 bool is_driver_name(const char* name) {
@@ -157,18 +165,15 @@ bool is_driver_name(const char* name) {
 __attribute__((noinline, cold)) void* find_driver_name(void* handle, const char* name) {
   void* found = kvmem::cuda::real_dlsym()(handle, name);
   if (found == nullptr || kvmem::cuda::is_loading()) return found;
-  std::size_t count = 0;
-  const Hook* all = hooks(&count);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (strcmp(name, all[i].symbol) != 0) continue;
-    void* driver = kvmem::cuda::exported(name);
-    // An engine that asks whether there is a driver must not find us instead.
-    if (driver == nullptr && found == all[i].function)
-      return kvmem::cuda::real_dlsym()(RTLD_NEXT, name);
-    // The driver's own, and nobody else's of the same name.
-    return device::is_on() && found == driver ? all[i].function : found;
+  const Hook* hook = find_hook([name](const Hook& h) { return strcmp(name, h.symbol) == 0; });
+  if (hook == nullptr) return found;
+  void* driver = kvmem::cuda::exported(name);
+  // An engine that asks whether there is a driver must not find us instead.
+  if (driver == nullptr && found == hook->function) {
+    return kvmem::cuda::real_dlsym()(RTLD_NEXT, name);
   }
-  return found;
+  // The driver's own, and nobody else's of the same name.
+  return device::is_on() && found == driver ? hook->function : found;
 }
 
 }  // namespace
@@ -178,7 +183,7 @@ CUresult kvmem_resolve(const char* name, void** out, int version, cuuint64_t fla
   const auto resolver = reinterpret_cast<Resolver>(kvmem::cuda::exported("cuGetProcAddress_v2"));
   const CUresult result = pass(resolver, name, out, version, flags, status);
   if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
-    *out = hook_of(name, version, *out);
+    *out = hook_of(name, version, flags, *out);
   }
   return result;
 }
@@ -187,7 +192,7 @@ CUresult kvmem_resolve_old(const char* name, void** out, int version, cuuint64_t
   const auto resolver = reinterpret_cast<OldResolver>(kvmem::cuda::exported("cuGetProcAddress"));
   const CUresult result = pass(resolver, name, out, version, flags);
   if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
-    *out = hook_of(name, version, *out);
+    *out = hook_of(name, version, flags, *out);
   }
   return result;
 }

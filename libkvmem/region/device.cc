@@ -4,11 +4,15 @@
 
 namespace kvmem {
 
-Result<Owned<DeviceRegion>> DeviceRegion::create(DevicePool& pool, std::size_t size_bytes) {
-  const std::size_t page = pool.page_bytes();
+Result<Owned<DeviceRegion>> DeviceRegion::create(DevicePool& device, DevicePool* host,
+                                                 std::size_t size_bytes) {
+  const std::size_t page = device.page_bytes();
+  if (host != nullptr && host->page_bytes() != page) {
+    return Status(Code::kUnsupported, "pages of host memory have another size");
+  }
   const std::size_t pages = size_bytes / page + (size_bytes % page != 0 ? 1 : 0);
   if (pages == 0 || pages > UINT32_MAX) return Status(Code::kInvalid, "size of a device region");
-  const cuda::ContextScope current(pool.context());
+  const cuda::ContextScope current(device.context());
   if (!current.status().ok()) return current.status();
   const cuda::OutsideCapture outside;
   CUdeviceptr at = 0;
@@ -18,31 +22,32 @@ Result<Owned<DeviceRegion>> DeviceRegion::create(DevicePool& pool, std::size_t s
   Array<Page> table;
   void* room = table.resize(pages) ? heap_room<DeviceRegion>() : nullptr;
   if (room == nullptr) return Status(Code::kNoMemory, "a device region");
-  return Owned<DeviceRegion>(::new (room)
-                                 DeviceRegion(pool, std::move(addresses), std::move(table)));
+  return Owned<DeviceRegion>(
+      ::new (room) DeviceRegion(device, host, std::move(addresses), std::move(table)));
 }
 
-DeviceRegion::DeviceRegion(DevicePool& pool, cuda::Reservation addresses, Array<Page> pages)
-    : pool_(pool), addresses_(std::move(addresses)), pages_(std::move(pages)) {}
+DeviceRegion::DeviceRegion(DevicePool& device, DevicePool* host, cuda::Reservation addresses,
+                           Array<Page> pages)
+    : pools_{&device, host}, addresses_(std::move(addresses)), pages_(std::move(pages)) {}
 
 DeviceRegion::~DeviceRegion() {
   leave(0, page_count());
   // Addresses the driver still knows as mapped cannot be given back; their memory is the process's
   // until it ends.
   if (!settle().ok()) (void)addresses_.release();
-  const cuda::ContextScope current(pool_.context());
+  const cuda::ContextScope current(pools_[0]->context());
   const cuda::OutsideCapture outside;
   addresses_.reset();
 }
 
-Status DeviceRegion::give_access(std::uint32_t first, std::uint32_t end) {
+Status DeviceRegion::give_access(std::uint32_t first, std::uint32_t end, DevicePlace place) {
   CUmemAccessDesc access[2]{};
-  access[0].location = {CU_MEM_LOCATION_TYPE_DEVICE, pool_.device()};
+  access[0].location = {CU_MEM_LOCATION_TYPE_DEVICE, device()};
   access[0].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   // Host memory is the processor's too, or an engine that follows the pointer crashes.
-  access[1].location = pool_.location();
+  access[1].location = pool(place).location();
   access[1].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  const std::size_t count = pool_.location().type == CU_MEM_LOCATION_TYPE_DEVICE ? 1 : 2;
+  const std::size_t count = place == DevicePlace::kDevice ? 1 : 2;
   return cuda::status_of(
       cuda::driver().set_access(at(first), (end - first) * page_bytes(), access, count),
       "cuMemSetAccess");
@@ -52,13 +57,13 @@ Status DeviceRegion::unmap_run(std::uint32_t first, std::uint32_t end) {
   KV_TRY(
       cuda::status_of(cuda::driver().unmap(at(first), (end - first) * page_bytes()), "cuMemUnmap"));
   for (std::uint32_t i = first; i < end; ++i) {
-    pool_.give_back(&pages_[i].handle, 1);
+    pool(pages_[i].place).give_back(&pages_[i].handle, 1);
     pages_[i] = {};
   }
   return {};
 }
 
-Status DeviceRegion::map_absent(std::uint32_t first, std::uint32_t end,
+Status DeviceRegion::map_absent(std::uint32_t first, std::uint32_t end, DevicePlace place,
                                 const DevicePool::Handle* next) {
   const cuda::Driver& driver = cuda::driver();
   for (std::uint32_t begin = first; begin < end;) {
@@ -69,15 +74,15 @@ Status DeviceRegion::map_absent(std::uint32_t first, std::uint32_t end,
     std::uint32_t run = begin;
     for (; run < end && pages_[run].state == DevicePage::kAbsent; ++run) {
       KV_TRY(cuda::status_of(driver.map(at(run), page_bytes(), 0, *next, 0), "cuMemMap"));
-      pages_[run] = {*next++, DevicePage::kMapped};
+      pages_[run] = {*next++, DevicePage::kMapped, place};
     }
-    KV_TRY(give_access(begin, run));
+    KV_TRY(give_access(begin, run, place));
     begin = run;
   }
   return {};
 }
 
-Status DeviceRegion::map(std::uint32_t first, std::uint32_t count) {
+Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace place) {
   const std::uint32_t end = first + std::min(count, page_count() - std::min(first, page_count()));
   std::uint32_t absent = 0;
   std::uint32_t leaving = 0;
@@ -88,11 +93,11 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count) {
   if (absent > 0) {
     Array<DevicePool::Handle> handles;
     if (!handles.resize(absent)) return {Code::kNoMemory, "mapping device pages"};
-    KV_TRY(pool_.take(absent, handles.data()));
-    const cuda::ContextScope current(pool_.context());
+    KV_TRY(pool(place).take(absent, handles.data()));
+    const cuda::ContextScope current(pools_[0]->context());
     const cuda::OutsideCapture outside;
     Status mapped = current.status();
-    if (mapped.ok()) mapped = map_absent(first, end, handles.data());
+    if (mapped.ok()) mapped = map_absent(first, end, place, handles.data());
     if (!mapped.ok()) {
       // Back to what it was: the pages that have one of these handles, then the handles never used.
       std::uint32_t used = 0;
@@ -105,7 +110,7 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count) {
           ++leaving_;
         }
       }
-      pool_.give_back(handles.data() + used, absent - used);
+      pool(place).give_back(handles.data() + used, absent - used);
       return mapped;
     }
   }
@@ -128,7 +133,7 @@ void DeviceRegion::leave(std::uint32_t first, std::uint32_t count) {
 
 Status DeviceRegion::settle() {
   if (leaving_ == 0) return {};
-  const cuda::ContextScope current(pool_.context());
+  const cuda::ContextScope current(pools_[0]->context());
   KV_TRY(current.status());
   const cuda::OutsideCapture outside;
   Status result;

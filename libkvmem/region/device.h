@@ -1,7 +1,10 @@
 // DeviceRegion: one range of a GPU's addresses, whose pages have physical memory only while they
 // need it. The address never changes; what is behind it does.
 //
-//   absent  -> mapped    map(): a page of the pool, readable and writable
+// A mapped page is in one of two places: the device's own memory, or host memory at the same
+// address, where kernels still reach it, over the link.
+//
+//   absent  -> mapped    map(): a page of that place's pool, readable and writable
 //   mapped  -> leaving   leave(): not needed; still mapped, nothing is asked of the driver
 //   leaving -> mapped    map(): wanted again before it went
 //   leaving -> absent    settle(): unmapped, the page is the pool's again
@@ -25,11 +28,14 @@
 namespace kvmem {
 
 enum class DevicePage : std::uint8_t { kAbsent = 0, kMapped, kLeaving };
+enum class DevicePlace : std::uint8_t { kDevice = 0, kHost };
 
 class DeviceRegion {
  public:
-  // Addresses for at least `size_bytes`, all pages absent. `pool` outlives the region.
-  static Result<Owned<DeviceRegion>> create(DevicePool& pool, std::size_t size_bytes);
+  // Addresses for at least `size_bytes`, all pages absent. The pools outlive the region; `host` has
+  // pages of the same size, or is null: no place but the device.
+  static Result<Owned<DeviceRegion>> create(DevicePool& device, DevicePool* host,
+                                            std::size_t size_bytes);
   // REQUIRES: as settle(). Gives everything back.
   ~DeviceRegion();
   DeviceRegion(const DeviceRegion&) = delete;
@@ -38,14 +44,17 @@ class DeviceRegion {
   CUdeviceptr address() const { return addresses_.get().at; }
   std::size_t size_bytes() const { return addresses_.get().size_bytes; }
   std::uint32_t page_count() const { return static_cast<std::uint32_t>(pages_.size()); }
-  std::size_t page_bytes() const { return pool_.page_bytes(); }
-  CUdevice device() const { return pool_.device(); }
+  std::size_t page_bytes() const { return pools_[0]->page_bytes(); }
+  CUdevice device() const { return pools_[0]->device(); }
   DevicePage page(std::uint32_t page) const { return pages_[page].state; }
+  // REQUIRES: the page is not absent.
+  DevicePlace place(std::uint32_t page) const { return pages_[page].place; }
   std::uint32_t mapped_pages() const { return mapped_; }
 
   // Every page of [first, first + count) mapped, or as it was before and why not. What is in a page
-  // that was absent is not defined, as with cudaMalloc. kNoMemory: the pool has no more.
-  Status map(std::uint32_t first, std::uint32_t count);
+  // that was absent is not defined, as with cudaMalloc. Those that are mapped stay where they are.
+  // kNoMemory: the pool has no more. REQUIRES: there is a pool for `place`.
+  Status map(std::uint32_t first, std::uint32_t count, DevicePlace place = DevicePlace::kDevice);
   // Mapped pages of the range may go.
   void leave(std::uint32_t first, std::uint32_t count);
   // Those that may go, gone. A run the driver refuses to unmap keeps leaving.
@@ -55,17 +64,21 @@ class DeviceRegion {
   struct Page {  // zero bytes: absent
     DevicePool::Handle handle;
     DevicePage state;
+    DevicePlace place;
   };
 
-  DeviceRegion(DevicePool& pool, cuda::Reservation addresses, Array<Page> pages);
+  DeviceRegion(DevicePool& device, DevicePool* host, cuda::Reservation addresses,
+               Array<Page> pages);
+  DevicePool& pool(DevicePlace place) const { return *pools_[static_cast<int>(place)]; }
   CUdeviceptr at(std::uint32_t page) const { return address() + page * page_bytes(); }
-  // Absent pages of [first, end) with the handles at `next`, run by run; `mapped` of them when it
-  // fails, each still without access.
-  Status map_absent(std::uint32_t first, std::uint32_t end, const DevicePool::Handle* next);
-  Status give_access(std::uint32_t first, std::uint32_t end);
+  // Absent pages of [first, end) with the handles at `next`, run by run. When it fails some of them
+  // are mapped.
+  Status map_absent(std::uint32_t first, std::uint32_t end, DevicePlace place,
+                    const DevicePool::Handle* next);
+  Status give_access(std::uint32_t first, std::uint32_t end, DevicePlace place);
   Status unmap_run(std::uint32_t first, std::uint32_t end);
 
-  DevicePool& pool_;
+  DevicePool* const pools_[2];  // by place
   cuda::Reservation addresses_;
   Array<Page> pages_;
   std::uint32_t mapped_ = 0;

@@ -1,6 +1,7 @@
 #include "region/device_heap.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/page.h"
 #include "client/lock.h"
@@ -20,14 +21,20 @@ struct Entry {
   Found found;
   std::size_t reserved_bytes;
   DeviceRegion* region;
+  bool spills;  // has a page in host memory
 };
 
 // Of a device, for the life of the process.
 struct Device {
   DevicePool* pool;  // null: none yet
+  DevicePool* host;  // null: none, the device is all there is
   bool refused;      // and there will be none
   std::size_t allocated_bytes;
 };
+
+// Regions with a page in host memory. Written under the lock; a reader that sees none sees it for a
+// region that it had no right to know yet.
+std::atomic<std::size_t> spilled{0};
 
 Lock lock;
 Device devices[kDevicesMax] GUARDED_BY(lock);
@@ -47,38 +54,73 @@ std::size_t position(CUdeviceptr at) REQUIRES(lock) {
   return static_cast<std::size_t>(found - all.begin());
 }
 
-// Null: kvmem cannot serve this device. `context` is current.
-DevicePool* pool_of(CUdevice index, CUcontext context) {
-  const LockGuard guard(lock);
-  Device& device = devices[index];
-  if (device.pool != nullptr || device.refused) return device.pool;
+void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock) {
   DevicePool::Options options;
   options.context = context;
   options.device = index;
   options.location = {CU_MEM_LOCATION_TYPE_DEVICE, index};
+  options.bytes_max = g_settings.hbm_bytes;
   auto made = DevicePool::create(options);
   if (!made.ok()) {
     device.refused = true;
     notice("the GPU's memory is not managed: ", made.status().what(), " ",
            cuda::error_name(made.status()));
-    return nullptr;
+    return;
   }
   device.pool = (*std::move(made)).release();
-  if (g_settings.hbm_bytes != SIZE_MAX) {
-    device.pool->set_pages_max(g_settings.hbm_bytes / device.pool->page_bytes());
+  if (g_settings.gpu_capacity_bytes <= g_settings.hbm_bytes) return;
+  int node = 0;
+  (void)cuda::driver().device_get_attribute(&node, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, index);
+  options.location = {CU_MEM_LOCATION_TYPE_HOST_NUMA, node < 0 ? 0 : node};
+  options.bytes_max = g_settings.gpu_capacity_bytes - g_settings.hbm_bytes;
+  made = DevicePool::create(options);
+  if (!made.ok()) {
+    // Some drivers refuse it on some nodes (nccl issue 2190).
+    notice("no host memory at GPU addresses, KVMEM_GPU_CAPACITY is not had: ", made.status().what(),
+           " ", cuda::error_name(made.status()));
+    return;
   }
-  return device.pool;
+  device.host = (*std::move(made)).release();
 }
 
+// False: kvmem cannot serve this device. `context` is current.
+bool pools_of(CUdevice index, CUcontext context, DevicePool** pool, DevicePool** host) {
+  const LockGuard guard(lock);
+  Device& device = devices[index];
+  if (device.pool == nullptr && !device.refused) make_pools(device, index, context);
+  *pool = device.pool;
+  *host = device.host;
+  return device.pool != nullptr;
+}
 bool current_device(CUdevice* device, CUcontext* context) {
   const cuda::Driver& driver = cuda::driver();
   return driver.context_get(context) == CUDA_SUCCESS && *context != nullptr &&
          driver.context_device(device) == CUDA_SUCCESS && *device >= 0 && *device < kDevicesMax;
 }
 
+// What the device has for the engine, which is in host memory in part.
+std::size_t capacity_bytes(const Device& device, std::size_t total_bytes) REQUIRES(lock) {
+  const std::size_t hbm = std::min(total_bytes, g_settings.hbm_bytes);
+  return device.host == nullptr ? hbm : hbm + g_settings.gpu_capacity_bytes - g_settings.hbm_bytes;
+}
+
 CUresult code_of(const Status& status) {
   return status.code() == Code::kNoMemory ? CUDA_ERROR_OUT_OF_MEMORY
                                           : static_cast<CUresult>(status.detail());
+}
+
+// The first pages on the device, as far as it has room, the rest in host memory.
+Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
+  const std::uint32_t count = region.page_count();
+  Status mapped = region.map(0, count);
+  if (mapped.ok() || mapped.code() != Code::kNoMemory || !has_host) return mapped;
+  // Other threads allocate too: what there was room for may be gone.
+  std::uint32_t on_device = 0;
+  for (std::uint64_t room = pool.available(); room > 0; room /= 2) {
+    const auto more = static_cast<std::uint32_t>(std::min<std::uint64_t>(room, count - on_device));
+    if (region.map(on_device, more).ok()) on_device += more;
+  }
+  return region.map(on_device, count - on_device, DevicePlace::kHost);
 }
 
 }  // namespace
@@ -93,13 +135,14 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   if (out == nullptr || !cuda::load().ok() || !current_device(&device, &context)) {
     return CUDA_ERROR_NOT_SUPPORTED;
   }
-  DevicePool* pool = pool_of(device, context);
-  if (pool == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
-  auto made = DeviceRegion::create(*pool, size_bytes);
+  DevicePool* pool = nullptr;
+  DevicePool* host = nullptr;
+  if (!pools_of(device, context, &pool, &host)) return CUDA_ERROR_NOT_SUPPORTED;
+  auto made = DeviceRegion::create(*pool, host, size_bytes);
   if (!made.ok()) return code_of(made.status());
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
-  if (const Status mapped = region->map(0, region->page_count()); !mapped.ok()) {
+  if (const Status mapped = map_all(*region, *pool, host != nullptr); !mapped.ok()) {
     return code_of(mapped);
   }
   const LockGuard guard(lock);
@@ -109,7 +152,9 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   std::copy_backward(all.begin() + at, all.end() - 1, all.end());
   devices[device].allocated_bytes += region->size_bytes();
   *out = region->address();
-  all[at] = {{*out, size_bytes, context}, region->size_bytes(), region.get()};
+  const bool spills = region->place(region->page_count() - 1) == DevicePlace::kHost;
+  if (spills) spilled.fetch_add(1, std::memory_order_relaxed);
+  all[at] = {{*out, size_bytes, context}, region->size_bytes(), region.get(), spills};
   (void)region.release();
   return CUDA_SUCCESS;
 }
@@ -137,6 +182,7 @@ bool release(CUdeviceptr at, CUresult* result) {
     const std::size_t i = position(at);
     if (i == all.size() || all[i].found.begin != at) return false;  // freed by another thread
     region = all[i].region;
+    if (all[i].spills) spilled.fetch_sub(1, std::memory_order_relaxed);
     device = region->device();
     std::copy(all.begin() + i + 1, all.end(), all.begin() + i);
     all.shrink(all.size() - 1);
@@ -144,6 +190,24 @@ bool release(CUdeviceptr at, CUresult* result) {
   }
   HeapDelete{}(region);
   return true;
+}
+
+std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
+  if (spilled.load(std::memory_order_relaxed) == 0) return size_bytes;
+  const LockGuard guard(lock);
+  const std::size_t i = position(at);
+  if (i == entries().size() || at < entries()[i].found.begin || !entries()[i].spills) {
+    return size_bytes;
+  }
+  const DeviceRegion& region = *entries()[i].region;
+  const std::size_t offset = at - region.address();
+  const auto first = static_cast<std::uint32_t>(offset / region.page_bytes());
+  std::uint32_t end = first + 1;
+  while (end < region.page_count() && end * region.page_bytes() < offset + size_bytes &&
+         region.place(end) == region.place(first)) {
+    ++end;
+  }
+  return std::min(size_bytes, end * region.page_bytes() - offset);
 }
 
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
@@ -156,7 +220,8 @@ void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
       ours.pool == nullptr ? 0 : ours.pool->stats().in_existence * ours.pool->page_bytes();
   const std::size_t others = *total_bytes - std::min(*total_bytes, *free_bytes + held);
   const std::size_t used = others + ours.allocated_bytes;
-  *total_bytes = std::min(*total_bytes, g_settings.hbm_bytes);
+  *total_bytes =
+      g_settings.hbm_bytes == SIZE_MAX ? *total_bytes : capacity_bytes(ours, *total_bytes);
   *free_bytes = *total_bytes - std::min(*total_bytes, used);
 }
 

@@ -32,6 +32,11 @@ bool find(CUdeviceptr at, Found* out);
 // As cuMemFree: waits for the context's work. False: `at` is not where a region begins.
 bool release(CUdeviceptr at, CUresult* result);
 
+// The longest piece of [at, at + size_bytes), from its start, that lies in one place: what a copy
+// across both would do is not defined, so copies are made piece by piece. Cheap while nothing is in
+// host memory.
+std::size_t piece(CUdeviceptr at, std::size_t size_bytes);
+
 // What the driver says of the current device's memory, as it would be if the device had what
 // KVMEM_HBM grants and the pool held nothing.
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes);

@@ -59,12 +59,12 @@ Result<Owned<DevicePool>> DevicePool::create(const Options& options) {
       void* room = heap_room<DevicePool>();
       if (room == nullptr) return Status(Code::kNoMemory, "a pool of device pages");
       Owned<DevicePool> pool(::new (room) DevicePool(options, granularity, prop));
-      pool->give_back(&first, 1);
-      (void)owned.release();
       {
         const LockGuard guard(pool->lock_);
         pool->stats_.in_existence = pool->stats_.created_ahead = 1;
       }
+      pool->give_back(&first, 1);
+      (void)owned.release();
       pool->has_thread_ = ::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) == 0;
       return pool;
     }
@@ -77,7 +77,10 @@ Result<Owned<DevicePool>> DevicePool::create(const Options& options) {
 
 DevicePool::DevicePool(const Options& options, std::size_t page_bytes,
                        const CUmemAllocationProp& prop)
-    : options_(options), page_bytes_(page_bytes), prop_(prop), pages_max_(options.pages_max) {}
+    : options_(options),
+      page_bytes_(page_bytes),
+      prop_(prop),
+      pages_max_(options.bytes_max / page_bytes) {}
 
 DevicePool::~DevicePool() {
   {
@@ -148,19 +151,21 @@ Status DevicePool::take(std::size_t count, Handle* out) {
 }
 
 void DevicePool::give_back(const Handle* handles, std::size_t count) {
+  std::size_t kept = 0;
   {
     const LockGuard guard(lock_);
+    const std::uint64_t over = stats_.in_existence - std::min(stats_.in_existence, pages_max_);
     const std::size_t before = idle_.size();
-    if (idle_.resize(before + count)) {
-      std::copy(handles, handles + count, idle_.data() + before);
-      return;
-    }
-    stats_.in_existence -= count;
+    kept = count - std::min<std::uint64_t>(count, over);
+    if (!idle_.resize(before + kept)) kept = 0;
+    std::copy(handles, handles + kept, idle_.data() + before);
+    stats_.in_existence -= count - kept;
   }
-  release(handles, count);
+  release(handles + kept, count - kept);
 }
 
 void DevicePool::release(const Handle* handles, std::size_t count) const {
+  if (count == 0) return;
   const cuda::ContextScope current(options_.context);
   const cuda::OutsideCapture outside;
   for (std::size_t i = 0; i < count; ++i) (void)cuda::driver().release(handles[i]);
@@ -183,12 +188,20 @@ std::size_t DevicePool::trim(std::size_t count) {
   return gone;
 }
 
-void DevicePool::set_pages_max(std::uint64_t pages) {
+void DevicePool::set_bytes_max(std::uint64_t bytes) {
+  std::uint64_t over = 0;
   {
     const LockGuard guard(lock_);
-    pages_max_ = pages;
+    pages_max_ = bytes / page_bytes_;
+    over = stats_.in_existence - std::min(stats_.in_existence, pages_max_);
   }
+  (void)trim(over);
   wake();
+}
+
+std::uint64_t DevicePool::available() const {
+  const LockGuard guard(lock_);
+  return idle_.size() + pages_max_ - std::min(pages_max_, stats_.in_existence);
 }
 
 DevicePool::Stats DevicePool::stats() const {

@@ -29,8 +29,8 @@ class DevicePool {
     CUcontext context = nullptr;  // retained by the caller for as long as the pool lives
     CUdevice device = 0;
     CUmemLocation location{CU_MEM_LOCATION_TYPE_DEVICE, 0};
-    // Pages in existence: idle, mapped or on their way. Beyond it take() fails.
-    std::uint64_t pages_max = UINT64_MAX;
+    // Of all pages in existence: idle, mapped or on their way. Beyond it take() fails.
+    std::uint64_t bytes_max = UINT64_MAX;
     std::uint32_t idle_low = 8;    // below it the thread creates,
     std::uint32_t idle_high = 32;  // up to this many
   };
@@ -57,12 +57,14 @@ class DevicePool {
 
   // `count` pages, or none of them and kNoMemory: the budget or the device is exhausted.
   Status take(std::size_t count, Handle* out);
-  // To the driver instead, where there is no memory to remember one.
+  // To the driver instead, where there are more than there may be by now.
   void give_back(const Handle* handles, std::size_t count);
   // Idle pages go back to the driver, at most `count`; how many went. The thread makes no new ones
   // until one is taken.
   std::size_t trim(std::size_t count);
-  void set_pages_max(std::uint64_t pages);
+  void set_bytes_max(std::uint64_t bytes);
+  // How many take() could have had just now.
+  std::uint64_t available() const;
   Stats stats() const;
   // Returns when the thread has nothing to do: for tests.
   void wait_until_quiet() const;

@@ -35,6 +35,9 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stre
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   if (bytes == 0) return CUDA_SUCCESS;
   if (to == 0 || from == 0) return CUDA_ERROR_INVALID_VALUE;
+  if (!Memory::get().in_one_place(to, bytes) || !Memory::get().in_one_place(from, bytes)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   if (how == Wait::kAlways) {
     if (const CUresult bad = refuse_capture(); bad != CUDA_SUCCESS) return bad;
   }
@@ -56,7 +59,9 @@ CUresult copy_from_host(CUdeviceptr to, const void* from, std::size_t bytes, CUs
   Context* context = nullptr;
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   if (bytes == 0) return CUDA_SUCCESS;
-  if (to == 0 || from == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (to == 0 || from == nullptr || !Memory::get().in_one_place(to, bytes)) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
   const auto* begin = static_cast<const unsigned char*>(from);
   std::vector<unsigned char> staged(begin, begin + bytes);
   return enqueue(
@@ -79,6 +84,7 @@ CUresult set(CUdeviceptr to, Value value, std::size_t count, CUstream stream, bo
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   if (count == 0) return CUDA_SUCCESS;
   if (to == 0 || to % sizeof(Value) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (!Memory::get().in_one_place(to, count * sizeof(Value))) return CUDA_ERROR_INVALID_VALUE;
   return enqueue(*context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMSET, [to, value, count] {
     auto* words = static_cast<volatile Value*>(pointer(to));
     for (std::size_t i = 0; i < count; ++i) words[i] = value;

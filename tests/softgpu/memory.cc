@@ -439,6 +439,20 @@ bool Memory::find(CUdeviceptr at, Place* out) {
   return true;
 }
 
+bool Memory::in_one_place(CUdeviceptr at, std::size_t bytes) {
+  const std::lock_guard lock(mu_);
+  auto mapping = mappings_.upper_bound(at);
+  if (mapping != mappings_.begin()) --mapping;
+  const Physical* first = nullptr;
+  for (; mapping != mappings_.end() && mapping->first < at + bytes; ++mapping) {
+    if (mapping->first + mapping->second.bytes <= at) continue;
+    const Physical* other = mapping->second.physical.get();
+    if (first != nullptr && first->on_device() != other->on_device()) return false;
+    first = other;
+  }
+  return true;
+}
+
 std::uint64_t Memory::live(int kind) {
   const std::lock_guard lock(mu_);
   std::uint64_t count = 0;

@@ -69,6 +69,9 @@ class Memory {
   CUresult unregister_host(void* at);
 
   bool find(CUdeviceptr at, Place* out);
+  // False where part of the range is memory of the device and part is the host's: what a copy
+  // across both does is documented nowhere.
+  bool in_one_place(CUdeviceptr at, std::size_t bytes);
   std::size_t device_bytes();
   std::uint64_t live(int kind);
 

@@ -135,8 +135,8 @@ constexpr Row kRows[] = {
     {"cuGraphLaunch", 10000, "cuGraphLaunch", "_ptsz", 10000},
 };
 
-// This library's, whatever else exports the same names or stands before dlsym: a driver does not ask
-// others for what is its own.
+// This library's, whatever else exports the same names or stands before dlsym: a driver does not
+// ask others for what is its own.
 void* own_symbol(const std::string& name) {
   static void* const kSelf = [] {
     Dl_info info{};

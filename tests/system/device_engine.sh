@@ -32,4 +32,12 @@ for engine in "device_engine_linked linked" "device_engine dlsym" "device_engine
   # 512 MiB are 256 pages: made once, used again.
   ((BASH_REMATCH[2] <= 256)) || fail "$mode: ${BASH_REMATCH[2]} pages were created"
   echo "ok $mode: $said"
+  # Less on the device than the engine is told: what it holds beyond that is host memory.
+  for hbm in 40M 20M; do # 60 % and 30 % of what two threads hold at most
+    for seed in 1 2 3; do
+      said=$(SOFTGPU=seed=$seed KVMEM_HBM=$hbm KVMEM_GPU_CAPACITY=512M \
+        preloaded "$programs/$program" "$mode" "$seed" 20 512) || fail "$mode, HBM $hbm, seed $seed: $said"
+    done
+    echo "ok $mode, HBM $hbm: $said"
+  done
 done

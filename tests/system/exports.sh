@@ -29,6 +29,13 @@ reallocarray valloc read pread pread64 readv preadv preadv64 preadv2 preadv64v2 
 if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
   wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemFree_v2 cuMemGetInfo_v2 \
 cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
+  for name in cuMemcpy cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuMemcpyDtoD_v2 cuMemsetD8_v2 cuMemsetD16_v2 cuMemsetD32_v2; do
+    wanted+="$name ${name}_ptds "
+  done
+  for name in cuMemcpyAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async \
+    cuMemsetD16Async cuMemsetD32Async; do
+    wanted+="$name ${name}_ptsz "
+  done
 fi
 wanted=$(tr ' ' '\n' <<<"$wanted" | sed '/^$/d' | sort | tr '\n' ' ')
 [ "$exported" = "$wanted" ] || fail "it exports $exported"

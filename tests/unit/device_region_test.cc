@@ -17,7 +17,7 @@ class Device : public DeviceTest {};
 
 TEST_F(Device, PagesAreAbsentUntilTheyAreMapped) {
   auto pool = this->pool({});
-  auto region = DeviceRegion::create(*pool, 16 * page());
+  auto region = DeviceRegion::create(*pool, nullptr, 16 * page());
   ASSERT_TRUE(region.ok());
   EXPECT_EQ((*region)->page_count(), 16U);
   EXPECT_EQ(live(SOFTGPU_MAPPINGS), 0U);
@@ -31,15 +31,15 @@ TEST_F(Device, PagesAreAbsentUntilTheyAreMapped) {
 
 TEST_F(Device, SizesAreRoundedUpToPages) {
   auto pool = this->pool({});
-  auto region = DeviceRegion::create(*pool, page() + 1);
+  auto region = DeviceRegion::create(*pool, nullptr, page() + 1);
   ASSERT_TRUE(region.ok());
   EXPECT_EQ((*region)->page_count(), 2U);
-  EXPECT_EQ(DeviceRegion::create(*pool, 0).status().code(), Code::kInvalid);
+  EXPECT_EQ(DeviceRegion::create(*pool, nullptr, 0).status().code(), Code::kInvalid);
 }
 
 TEST_F(Device, APageThatIsWantedAgainBeforeItWentCostsNothing) {
   auto pool = this->pool({});
-  auto region = DeviceRegion::create(*pool, 8 * page());
+  auto region = DeviceRegion::create(*pool, nullptr, 8 * page());
   ASSERT_TRUE(region.ok());
   ASSERT_TRUE((*region)->map(0, 8).ok());
   write((*region)->address(), 8 * page(), 3);
@@ -61,7 +61,7 @@ TEST_F(Device, Growing64SequencesCreatesNothingWhileTheyWait) {
   auto pool = this->pool({.idle_low = kSequences, .idle_high = 2 * kSequences});
   std::vector<Owned<DeviceRegion>> sequences;
   for (std::uint32_t s = 0; s < kSequences; ++s) {
-    auto region = DeviceRegion::create(*pool, kRounds * page());
+    auto region = DeviceRegion::create(*pool, nullptr, kRounds * page());
     ASSERT_TRUE(region.ok());
     sequences.push_back(*std::move(region));
   }
@@ -77,7 +77,7 @@ TEST_F(Device, Growing64SequencesCreatesNothingWhileTheyWait) {
 
 TEST_F(Device, AccessIsGivenOnceForEachRun) {
   auto pool = this->pool({});
-  auto region = DeviceRegion::create(*pool, 64 * page());
+  auto region = DeviceRegion::create(*pool, nullptr, 64 * page());
   ASSERT_TRUE(region.ok());
   ASSERT_TRUE((*region)->map(10, 2).ok());
   ASSERT_TRUE((*region)->map(30, 1).ok());
@@ -89,9 +89,9 @@ TEST_F(Device, AccessIsGivenOnceForEachRun) {
 
 TEST_F(Device, SwappingPagesUsesThemAgain) {
   constexpr std::uint32_t kPages = 32;
-  auto pool = this->pool({.pages_max = kPages, .idle_low = 0, .idle_high = 0});
-  auto one = DeviceRegion::create(*pool, kPages * page());
-  auto two = DeviceRegion::create(*pool, kPages * page());
+  auto pool = this->pool({.bytes_max = kPages * page(), .idle_low = 0, .idle_high = 0});
+  auto one = DeviceRegion::create(*pool, nullptr, kPages * page());
+  auto two = DeviceRegion::create(*pool, nullptr, kPages * page());
   ASSERT_TRUE(one.ok() && two.ok());
   ASSERT_TRUE((*one)->map(0, kPages).ok());
   DeviceRegion* in = one->get();
@@ -116,8 +116,8 @@ TEST_F(Device, SwappingPagesUsesThemAgain) {
 }
 
 TEST_F(Device, TheBudgetIsKeptAndAFailedMapChangesNothing) {
-  auto pool = this->pool({.pages_max = 4});
-  auto region = DeviceRegion::create(*pool, 8 * page());
+  auto pool = this->pool({.bytes_max = 4 * page()});
+  auto region = DeviceRegion::create(*pool, nullptr, 8 * page());
   ASSERT_TRUE(region.ok());
   ASSERT_TRUE((*region)->map(0, 2).ok());
   EXPECT_EQ((*region)->map(0, 5).code(), Code::kNoMemory);
@@ -127,10 +127,36 @@ TEST_F(Device, TheBudgetIsKeptAndAFailedMapChangesNothing) {
   EXPECT_LE(live(SOFTGPU_HANDLES), 4U);
 }
 
+TEST_F(Device, ABudgetThatShrinksIsMetAsPagesComeBack) {
+  auto pool = this->pool({.bytes_max = 8 * page()});
+  auto region = DeviceRegion::create(*pool, nullptr, 8 * page());
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE((*region)->map(0, 6).ok());
+  pool->wait_until_quiet();
+  EXPECT_EQ(live(SOFTGPU_HANDLES), 8U);
+  pool->set_bytes_max(3 * page());
+  EXPECT_EQ(live(SOFTGPU_HANDLES), 6U);  // the idle ones went at once
+  (*region)->leave(0, 5);
+  ASSERT_TRUE((*region)->settle().ok());
+  EXPECT_EQ(live(SOFTGPU_HANDLES), 3U);
+  EXPECT_EQ((*region)->map(0, 6).code(), Code::kNoMemory);
+  ASSERT_TRUE((*region)->map(0, 2).ok());
+}
+
+// From the very first page, whatever the thread does meanwhile.
+TEST_F(Device, APoolNeverHoldsMoreThanItMay) {
+  for (int i = 0; i < 50; ++i) {
+    auto pool = this->pool({.bytes_max = 2 * page()});
+    EXPECT_LE(live(SOFTGPU_HANDLES), 2U);
+    pool->wait_until_quiet();
+    EXPECT_EQ(live(SOFTGPU_HANDLES), 2U);
+  }
+}
+
 // Every call on the way fails once; what was there stays, what was not is not, nothing leaks.
 TEST_F(Device, AnErrorOfTheDriverLeavesThingsAsTheyWere) {
-  auto pool = this->pool({.pages_max = 12, .idle_low = 0, .idle_high = 0});
-  auto region = DeviceRegion::create(*pool, 12 * page());
+  auto pool = this->pool({.bytes_max = 12 * page(), .idle_low = 0, .idle_high = 0});
+  auto region = DeviceRegion::create(*pool, nullptr, 12 * page());
   ASSERT_TRUE(region.ok());
   ASSERT_TRUE((*region)->map(4, 2).ok());
   write((*region)->address() + 4 * page(), 2 * page(), 8);
@@ -160,7 +186,7 @@ TEST_F(Device, AnErrorOfTheDriverLeavesThingsAsTheyWere) {
 
 TEST_F(Device, ARefusedUnmapKeepsLeaving) {
   auto pool = this->pool({});
-  auto region = DeviceRegion::create(*pool, 4 * page());
+  auto region = DeviceRegion::create(*pool, nullptr, 4 * page());
   ASSERT_TRUE(region.ok());
   ASSERT_TRUE((*region)->map(0, 4).ok());
   (*region)->leave(1, 2);
@@ -179,7 +205,7 @@ TEST_F(Device, PagesAreMappedWhileTheEngineCapturesAGraph) {
   CUgraph graph = nullptr;
   ASSERT_EQ(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), CUDA_SUCCESS);
   ASSERT_EQ(cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_SUCCESS);
-  auto region = DeviceRegion::create(*pool, 64 * page());
+  auto region = DeviceRegion::create(*pool, nullptr, 64 * page());
   ASSERT_TRUE(region.ok());
   EXPECT_TRUE((*region)->map(0, 64).ok());
   EXPECT_EQ(cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
@@ -190,13 +216,23 @@ TEST_F(Device, PagesAreMappedWhileTheEngineCapturesAGraph) {
 TEST_F(Device, HostPagesStandAtDeviceAddresses) {
   DevicePool::Options options;
   options.location = {CU_MEM_LOCATION_TYPE_HOST_NUMA, 0};
-  auto pool = this->pool(options);
-  auto region = DeviceRegion::create(*pool, 2 * page());
+  auto pool = this->pool({.idle_low = 0, .idle_high = 0});
+  auto host = this->pool(options);
+  auto region = DeviceRegion::create(*pool, host.get(), 4 * page());
   ASSERT_TRUE(region.ok());
-  ASSERT_TRUE((*region)->map(0, 2).ok());
-  write((*region)->address(), 2 * page(), 6);
+  ASSERT_TRUE((*region)->map(0, 1).ok());
+  ASSERT_TRUE((*region)->map(0, 4, DevicePlace::kHost).ok());  // what is mapped stays
+  EXPECT_EQ((*region)->place(0), DevicePlace::kDevice);
+  EXPECT_EQ((*region)->place(1), DevicePlace::kHost);
+  write((*region)->address(), page(), 6);
+  write((*region)->address() + page(), 3 * page(), 6);
   EXPECT_EQ(*reinterpret_cast<unsigned char*>((*region)->address() + page()), 6);
-  EXPECT_EQ(live(SOFTGPU_DEVICE_BYTES), 0U);
+  EXPECT_EQ(live(SOFTGPU_DEVICE_BYTES), page());
+  (*region)->leave(0, 4);
+  reset_calls();
+  ASSERT_TRUE((*region)->settle().ok());
+  EXPECT_EQ(calls("cuMemUnmap"), 1U);  // a run is a run, wherever its pages are
+  EXPECT_GE(host->stats().idle, 3U);
 }
 
 TEST_F(Device, ANodeThatRefusesIsAnErrorAtOnce) {
@@ -210,7 +246,7 @@ TEST_F(Device, ANodeThatRefusesIsAnErrorAtOnce) {
 TEST_F(Device, EverythingGoesBack) {
   {
     auto pool = this->pool({});
-    auto region = DeviceRegion::create(*pool, 32 * page());
+    auto region = DeviceRegion::create(*pool, nullptr, 32 * page());
     ASSERT_TRUE(region.ok());
     ASSERT_TRUE((*region)->map(0, 32).ok());
     (*region)->leave(8, 8);

@@ -43,14 +43,14 @@ namespace {
 
 #define ENTRIES(X)                                                                               \
   X(cuInit, 2000)                                                                                \
-  X(cuDeviceGet, 2000) X(cuDevicePrimaryCtxRetain, 7000) X(cuDevicePrimaryCtxRelease, 11000)     \
-      X(cuCtxSetCurrent, 4000) X(cuCtxGetCurrent, 4000) X(cuCtxSynchronize, 2000)                \
-          X(cuMemAlloc, 3020) X(cuMemFree, 3020) X(cuMemGetInfo, 3020)                           \
-              X(cuMemGetAddressRange, 3020) X(cuPointerGetAttribute, 4000)                       \
-                  X(cuModuleLoadData, 2000) X(cuModuleGetFunction, 2000) X(cuLaunchKernel, 4000) \
-                      X(cuMemcpyDtoH, 3020) X(cuMemcpyHtoD, 3020) X(cuMemcpyDtoDAsync, 3020)     \
-                          X(cuStreamCreate, 2000) X(cuStreamDestroy, 4000)                       \
-                              X(cuStreamSynchronize, 2000)
+  X(cuDeviceGet, 2000)                                                                           \
+  X(cuDevicePrimaryCtxRetain, 7000)                                                              \
+  X(cuDevicePrimaryCtxRelease, 11000) X(cuCtxSetCurrent, 4000) X(cuCtxGetCurrent, 4000)          \
+      X(cuCtxSynchronize, 2000) X(cuMemAlloc, 3020) X(cuMemFree, 3020) X(cuMemGetInfo, 3020)     \
+          X(cuMemGetAddressRange, 3020) X(cuPointerGetAttribute, 4000) X(cuModuleLoadData, 2000) \
+              X(cuModuleGetFunction, 2000) X(cuLaunchKernel, 4000) X(cuMemcpyDtoH, 3020)         \
+                  X(cuMemcpyHtoD, 3020) X(cuMemcpyDtoDAsync, 3020) X(cuStreamCreate, 2000)       \
+                      X(cuStreamDestroy, 4000) X(cuStreamSynchronize, 2000)
 
 struct Entries {
 #define ENTRY(name, version) decltype(&::name) name##_call;
@@ -200,7 +200,8 @@ void capacity(std::size_t mib) {
     if (result != CUDA_SUCCESS) fail("cuMemAlloc", result);
     all.push_back(at);
     CHECK(cu.cuMemGetInfo_call(&free, &total));
-    if (free != total - all.size() * kBlock) fail("free MiB", static_cast<long>(free >> 20));
+    if (free != total - all.size() * kBlock)
+      fail("free MiB of many", static_cast<long>(free >> 20));
   }
   if (all.size() != total / kBlock) fail("blocks", static_cast<long>(all.size()));
   for (const CUdeviceptr at : all) CHECK(cu.cuMemFree_call(at));

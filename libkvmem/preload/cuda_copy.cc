@@ -1,0 +1,146 @@
+// Copies and fills, made piece by piece where a range lies in device memory and in host memory:
+// what one call across both does is not defined. A piece after another in one stream is one copy to
+// whatever comes behind it.
+//
+// All have the driver's own names, by label: cuda.h declares some of them with pointers where these
+// have addresses, and the forms with a stream of each thread's own not at all.
+#include <cuda.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "cuda/driver.h"
+#include "preload/cuda.h"
+#include "region/device_heap.h"
+
+namespace {
+
+using kvmem::device::piece;
+
+// The driver's function, looked up at the first call.
+class Real {
+ public:
+  constexpr explicit Real(const char* symbol) : symbol_(symbol) {}
+  template <class... Args>
+  CUresult operator()(Args... args) {
+    void* found = found_.load(std::memory_order_relaxed);
+    if (found == nullptr) {
+      found = kvmem::cuda::exported(symbol_);
+      if (found == nullptr) return CUDA_ERROR_NOT_INITIALIZED;
+      found_.store(found, std::memory_order_relaxed);
+    }
+    return reinterpret_cast<CUresult (*)(Args...)>(found)(args...);
+  }
+
+ private:
+  const char* symbol_;
+  std::atomic<void*> found_{nullptr};
+};
+
+// `copy(to, from, bytes)` for each piece, up to the first that fails.
+template <class Copy>
+CUresult in_pieces(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, Copy copy) {
+  for (;;) {
+    const std::size_t part = std::min(piece(to, bytes), piece(from, bytes));
+    const CUresult result = copy(to, from, part);
+    if (result != CUDA_SUCCESS || part == bytes) return result;
+    to += part;
+    from += part;
+    bytes -= part;
+  }
+}
+// `fill(to, count)` likewise; pages are multiples of every element's size.
+template <class Fill>
+CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, Fill fill) {
+  for (;;) {
+    const std::size_t part =
+        count > SIZE_MAX / element ? count : piece(to, count * element) / element;
+    const CUresult result = fill(to, part);
+    if (result != CUDA_SUCCESS || part == count) return result;
+    to += part * element;
+    count -= part;
+  }
+}
+
+}  // namespace
+
+// symbol: exported name; id: a name for it here
+#define KVMEM_COPY(id, symbol)                                                                   \
+  extern "C" __attribute__((visibility("default"))) CUresult id(                                 \
+      CUdeviceptr to, CUdeviceptr from, std::size_t bytes) __asm__(symbol);                      \
+  CUresult id(CUdeviceptr to, CUdeviceptr from, std::size_t bytes) {                             \
+    static constinit Real real(symbol);                                                          \
+    return in_pieces(to, from, bytes,                                                            \
+                     [](CUdeviceptr t, CUdeviceptr f, std::size_t n) { return real(t, f, n); }); \
+  }
+#define KVMEM_COPY_ASYNC(id, symbol)                                                          \
+  extern "C" __attribute__((visibility("default"))) CUresult id(                              \
+      CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) __asm__(symbol);  \
+  CUresult id(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {         \
+    static constinit Real real(symbol);                                                       \
+    return in_pieces(to, from, bytes, [stream](CUdeviceptr t, CUdeviceptr f, std::size_t n) { \
+      return real(t, f, n, stream);                                                           \
+    });                                                                                       \
+  }
+#define KVMEM_FILL(id, symbol, Value)                                                           \
+  extern "C" __attribute__((visibility("default"))) CUresult id(                                \
+      CUdeviceptr to, Value value, std::size_t count) __asm__(symbol);                          \
+  CUresult id(CUdeviceptr to, Value value, std::size_t count) {                                 \
+    static constinit Real real(symbol);                                                         \
+    return fill_in_pieces(to, count, sizeof(Value),                                             \
+                          [value](CUdeviceptr t, std::size_t n) { return real(t, value, n); }); \
+  }
+#define KVMEM_FILL_ASYNC(id, symbol, Value)                                                   \
+  extern "C" __attribute__((visibility("default"))) CUresult id(                              \
+      CUdeviceptr to, Value value, std::size_t count, CUstream stream) __asm__(symbol);       \
+  CUresult id(CUdeviceptr to, Value value, std::size_t count, CUstream stream) {              \
+    static constinit Real real(symbol);                                                       \
+    return fill_in_pieces(                                                                    \
+        to, count, sizeof(Value),                                                             \
+        [value, stream](CUdeviceptr t, std::size_t n) { return real(t, value, n, stream); }); \
+  }
+
+// What there is, once: KIND(documented name, version, its exported name, that of each thread's own)
+#define KVMEM_COPIES(COPY, COPY_ASYNC, FILL, FILL_ASYNC)                                         \
+  COPY(cuMemcpy, 4000, "cuMemcpy", "cuMemcpy_ptds")                                              \
+  COPY(cuMemcpyHtoD, 3020, "cuMemcpyHtoD_v2", "cuMemcpyHtoD_v2_ptds")                            \
+  COPY(cuMemcpyDtoH, 3020, "cuMemcpyDtoH_v2", "cuMemcpyDtoH_v2_ptds")                            \
+  COPY(cuMemcpyDtoD, 3020, "cuMemcpyDtoD_v2", "cuMemcpyDtoD_v2_ptds")                            \
+  COPY_ASYNC(cuMemcpyAsync, 4000, "cuMemcpyAsync", "cuMemcpyAsync_ptsz")                         \
+  COPY_ASYNC(cuMemcpyHtoDAsync, 3020, "cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2_ptsz")       \
+  COPY_ASYNC(cuMemcpyDtoHAsync, 3020, "cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2_ptsz")       \
+  COPY_ASYNC(cuMemcpyDtoDAsync, 3020, "cuMemcpyDtoDAsync_v2", "cuMemcpyDtoDAsync_v2_ptsz")       \
+  FILL(cuMemsetD8, 3020, "cuMemsetD8_v2", "cuMemsetD8_v2_ptds", std::uint8_t)                    \
+  FILL(cuMemsetD16, 3020, "cuMemsetD16_v2", "cuMemsetD16_v2_ptds", std::uint16_t)                \
+  FILL(cuMemsetD32, 3020, "cuMemsetD32_v2", "cuMemsetD32_v2_ptds", std::uint32_t)                \
+  FILL_ASYNC(cuMemsetD8Async, 3020, "cuMemsetD8Async", "cuMemsetD8Async_ptsz", std::uint8_t)     \
+  FILL_ASYNC(cuMemsetD16Async, 3020, "cuMemsetD16Async", "cuMemsetD16Async_ptsz", std::uint16_t) \
+  FILL_ASYNC(cuMemsetD32Async, 3020, "cuMemsetD32Async", "cuMemsetD32Async_ptsz", std::uint32_t)
+
+#define KVMEM_DEFINE_COPY(name, version, legacy, own) \
+  KVMEM_COPY(kvmem_##name, legacy)                    \
+  KVMEM_COPY(kvmem_own_##name, own)
+#define KVMEM_DEFINE_COPY_ASYNC(name, version, legacy, own) \
+  KVMEM_COPY_ASYNC(kvmem_##name, legacy)                    \
+  KVMEM_COPY_ASYNC(kvmem_own_##name, own)
+#define KVMEM_DEFINE_FILL(name, version, legacy, own, Value) \
+  KVMEM_FILL(kvmem_##name, legacy, Value)                    \
+  KVMEM_FILL(kvmem_own_##name, own, Value)
+#define KVMEM_DEFINE_FILL_ASYNC(name, version, legacy, own, Value) \
+  KVMEM_FILL_ASYNC(kvmem_##name, legacy, Value)                    \
+  KVMEM_FILL_ASYNC(kvmem_own_##name, own, Value)
+KVMEM_COPIES(KVMEM_DEFINE_COPY, KVMEM_DEFINE_COPY_ASYNC, KVMEM_DEFINE_FILL, KVMEM_DEFINE_FILL_ASYNC)
+
+namespace kvmem::preload {
+
+Hooks copy_hooks() {
+#define KVMEM_LIST(name, version, legacy, own, ...)                                         \
+  {#name, legacy, reinterpret_cast<void*>(&kvmem_##name), version, Hook::Streams::kLegacy}, \
+      {#name, own, reinterpret_cast<void*>(&kvmem_own_##name), version,                     \
+       Hook::Streams::kPerThread},
+  static const Hook table[] = {KVMEM_COPIES(KVMEM_LIST, KVMEM_LIST, KVMEM_LIST, KVMEM_LIST)};
+  return {table, sizeof table / sizeof table[0]};
+}
+
+}  // namespace kvmem::preload
