@@ -41,17 +41,26 @@ void engine_add(const softgpu_launch*, void** params) {
 
 namespace {
 
-#define ENTRIES(X)                                                                                \
-  X(cuInit, 2000)                                                                                 \
-  X(cuDeviceGet, 2000)                                                                            \
-  X(cuDevicePrimaryCtxRetain, 7000)                                                               \
-  X(cuDevicePrimaryCtxRelease, 11000)                                                             \
-  X(cuCtxSetCurrent, 4000) X(cuCtxGetCurrent, 4000) X(cuCtxSynchronize, 2000) X(cuMemAlloc, 3020) \
-      X(cuMemFree, 3020) X(cuMemGetInfo, 3020) X(cuMemGetAddressRange, 3020)                      \
-          X(cuPointerGetAttribute, 4000) X(cuModuleLoadData, 2000) X(cuModuleGetFunction, 2000)   \
-              X(cuLaunchKernel, 4000) X(cuMemcpyDtoH, 3020) X(cuMemcpyHtoD, 3020)                 \
-                  X(cuMemcpyDtoDAsync, 3020) X(cuStreamCreate, 2000) X(cuStreamDestroy, 4000)     \
-                      X(cuStreamSynchronize, 2000)
+#define ENTRIES(X)                    \
+  X(cuInit, 2000)                     \
+  X(cuDeviceGet, 2000)                \
+  X(cuDevicePrimaryCtxRetain, 7000)   \
+  X(cuDevicePrimaryCtxRelease, 11000) \
+  X(cuCtxSetCurrent, 4000)            \
+  X(cuCtxGetCurrent, 4000)            \
+  X(cuCtxSynchronize, 2000)           \
+  X(cuMemAlloc, 3020)                 \
+  X(cuMemFree, 3020)                  \
+  X(cuMemGetInfo, 3020)               \
+  X(cuMemGetAddressRange, 3020)       \
+  X(cuPointerGetAttribute, 4000)      \
+  X(cuModuleLoadData, 2000)           \
+  X(cuModuleGetFunction, 2000)        \
+  X(cuLaunchKernel, 4000)             \
+  X(cuMemcpyDtoH, 3020)               \
+  X(cuMemcpyHtoD, 3020)               \
+  X(cuMemcpyDtoDAsync, 3020)          \
+  X(cuStreamCreate, 2000) X(cuStreamDestroy, 4000) X(cuStreamSynchronize, 2000)
 
 struct Entries {
 #define ENTRY(name, version) decltype(&::name) name##_call;
