@@ -35,14 +35,10 @@ void fill_table() {
   if (library == nullptr) return;
   bool complete = true;
   // The name as it is written: cuda.h makes macros of some.
-#define KV_CUDA_FIND(member, name, version) \
-  table.member = reinterpret_cast<decltype(table.member)>(find(library, #name, version));
-#define KV_CUDA_REQUIRE(member, name, version)                                            \
+#define KV_CUDA_FIND(member, name, version)                                               \
   table.member = reinterpret_cast<decltype(table.member)>(find(library, #name, version)); \
   complete = complete && table.member != nullptr;
-  KV_CUDA_REQUIRED(KV_CUDA_REQUIRE)
-  KV_CUDA_OPTIONAL(KV_CUDA_FIND)
-#undef KV_CUDA_REQUIRE
+  KV_CUDA_ENTRIES(KV_CUDA_FIND)
 #undef KV_CUDA_FIND
   if (complete) {
     table_status = Status{};

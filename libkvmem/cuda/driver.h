@@ -12,14 +12,10 @@
 namespace kvmem::cuda {
 
 // member, documented name, first version with the form used here
-#define KV_CUDA_REQUIRED(X)                                          \
-  X(init, cuInit, 2000)                                              \
+#define KV_CUDA_ENTRIES(X)                                           \
   X(driver_get_version, cuDriverGetVersion, 2020)                    \
   X(get_error_name, cuGetErrorName, 6000)                            \
-  X(device_get, cuDeviceGet, 2000)                                   \
   X(device_get_attribute, cuDeviceGetAttribute, 2000)                \
-  X(primary_context_retain, cuDevicePrimaryCtxRetain, 7000)          \
-  X(primary_context_release, cuDevicePrimaryCtxRelease, 11000)       \
   X(context_push, cuCtxPushCurrent, 4000)                            \
   X(context_pop, cuCtxPopCurrent, 4000)                              \
   X(context_get, cuCtxGetCurrent, 4000)                              \
@@ -39,18 +35,12 @@ namespace kvmem::cuda {
   X(address_range, cuMemGetAddressRange, 3020)                       \
   X(pointer_attribute, cuPointerGetAttribute, 4000)                  \
   X(pointer_attributes, cuPointerGetAttributes, 7000)                \
-  X(memory_info, cuMemGetInfo, 3020)                                 \
-  X(copy_to_device, cuMemcpyHtoD, 3020)                              \
-  X(copy_to_host, cuMemcpyDtoH, 3020)
-
-// Null where the driver is too old for them.
-#define KV_CUDA_OPTIONAL(X) X(function_parameter, cuFuncGetParamInfo, 12040)
+  X(memory_info, cuMemGetInfo, 3020)
 
 struct Driver {
 // NOLINTNEXTLINE(bugprone-macro-parentheses): `member` is declared
 #define KV_CUDA_MEMBER(member, name, version) decltype(&::name) member = nullptr;
-  KV_CUDA_REQUIRED(KV_CUDA_MEMBER)
-  KV_CUDA_OPTIONAL(KV_CUDA_MEMBER)
+  KV_CUDA_ENTRIES(KV_CUDA_MEMBER)
 #undef KV_CUDA_MEMBER
 };
 

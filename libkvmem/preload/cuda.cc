@@ -147,15 +147,17 @@ const Hook* find_hook(Matches matches) {
   return nullptr;
 }
 
-// What stands before the driver's `found`, which it gave for the name in that version.
-void* hook_of(const char* name, int version, cuuint64_t flags, void* found) {
+// Puts what stands before the driver's function in its place: `*out` is what the driver gave for
+// the name in that version, null where it has none.
+void replace_by_hook(const char* name, int version, cuuint64_t flags, void** out) {
+  if (!device::is_on() || name == nullptr || *out == nullptr) return;
   const auto other = (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0
                          ? Hook::Streams::kLegacy
                          : Hook::Streams::kPerThread;
   const Hook* hook = find_hook([&](const Hook& h) {
     return version >= h.version && h.streams != other && strcmp(name, h.name) == 0;
   });
-  return hook != nullptr ? hook->function : found;
+  if (hook != nullptr) *out = hook->function;
 }
 
 bool is_driver_name(const char* name) {
@@ -182,18 +184,14 @@ CUresult kvmem_resolve(const char* name, void** out, int version, cuuint64_t fla
                        CUdriverProcAddressQueryResult* status) {
   const auto resolver = reinterpret_cast<Resolver>(kvmem::cuda::exported("cuGetProcAddress_v2"));
   const CUresult result = pass(resolver, name, out, version, flags, status);
-  if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
-    *out = hook_of(name, version, flags, *out);
-  }
+  if (result == CUDA_SUCCESS) replace_by_hook(name, version, flags, out);
   return result;
 }
 
 CUresult kvmem_resolve_old(const char* name, void** out, int version, cuuint64_t flags) {
   const auto resolver = reinterpret_cast<OldResolver>(kvmem::cuda::exported("cuGetProcAddress"));
   const CUresult result = pass(resolver, name, out, version, flags);
-  if (result == CUDA_SUCCESS && device::is_on() && name != nullptr && *out != nullptr) {
-    *out = hook_of(name, version, flags, *out);
-  }
+  if (result == CUDA_SUCCESS) replace_by_hook(name, version, flags, out);
   return result;
 }
 

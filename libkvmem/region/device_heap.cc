@@ -220,8 +220,7 @@ void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
       ours.pool == nullptr ? 0 : ours.pool->stats().in_existence * ours.pool->page_bytes();
   const std::size_t others = *total_bytes - std::min(*total_bytes, *free_bytes + held);
   const std::size_t used = others + ours.allocated_bytes;
-  *total_bytes =
-      g_settings.hbm_bytes == SIZE_MAX ? *total_bytes : capacity_bytes(ours, *total_bytes);
+  *total_bytes = capacity_bytes(ours, *total_bytes);
   *free_bytes = *total_bytes - std::min(*total_bytes, used);
 }
 

@@ -11,8 +11,6 @@
 
 using namespace softgpu;  // NOLINT(google-build-using-namespace)
 
-std::uint64_t softgpu_live_state(softgpu_kind kind);
-
 namespace {
 
 Context& primary() {
@@ -122,7 +120,7 @@ int attribute_of(CUdevice_attribute attribute) {
 extern "C" {
 
 std::uint64_t softgpu_live(softgpu_kind kind) {
-  return kind <= SOFTGPU_DEVICE_BYTES ? Memory::get().live(kind) : softgpu_live_state(kind);
+  return kind <= SOFTGPU_DEVICE_BYTES ? Memory::get().live(kind) : live(kind);
 }
 
 CUresult cuInit(unsigned flags) {

@@ -24,6 +24,12 @@ CUresult usable() {
   return usable(&context);
 }
 
+// Given back once all the context's work is done.
+CUresult free_after_work(Context& context, CUdeviceptr at, Owner owner) {
+  if (const CUresult error = synchronize(context); error != CUDA_SUCCESS) return error;
+  return Memory::get().free(at, owner);
+}
+
 void* pointer(CUdeviceptr at) { return reinterpret_cast<void*>(at); }
 
 enum class Wait : std::uint8_t { kNever, kAlways };
@@ -264,8 +270,7 @@ CUresult cuMemFree_v2(CUdeviceptr at) {
   Context* context = nullptr;
   if (const CUresult bad = usable(&context); bad != CUDA_SUCCESS) return bad;
   if (at == 0) return CUDA_SUCCESS;
-  if (const CUresult error = synchronize(*context); error != CUDA_SUCCESS) return error;
-  return Memory::get().free(at, Owner::kAlloc);
+  return free_after_work(*context, at, Owner::kAlloc);
 }
 
 CUresult cuMemHostAlloc(void** out, std::size_t bytes, unsigned) {
@@ -284,8 +289,7 @@ CUresult cuMemFreeHost(void* at) {
   SOFTGPU_ENTRY(cuMemFreeHost);
   Context* context = nullptr;
   if (const CUresult bad = usable(&context); bad != CUDA_SUCCESS) return bad;
-  if (const CUresult error = synchronize(*context); error != CUDA_SUCCESS) return error;
-  return Memory::get().free(reinterpret_cast<CUdeviceptr>(at), Owner::kHost);
+  return free_after_work(*context, reinterpret_cast<CUdeviceptr>(at), Owner::kHost);
 }
 
 CUresult cuMemHostRegister_v2(void* at, std::size_t bytes, unsigned) {

@@ -26,13 +26,25 @@ CUresult create_stream(CUstream* out, unsigned flags) {
   return CUDA_SUCCESS;
 }
 
+// A stream of the current context, under the lock for as long as this lives.
+struct Held {
+  Context* context = nullptr;
+  std::unique_lock<std::mutex> lock;
+  Stream* stream = nullptr;
+};
+
+CUresult hold(CUstream handle, bool per_thread, Held* out) {
+  if (const CUresult bad = current(&out->context); bad != CUDA_SUCCESS) return bad;
+  out->lock = std::unique_lock(state_mu);
+  out->stream = stream_of(*out->context, handle, per_thread);
+  return out->stream != nullptr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
 // The stream's last operation; an error if it is captured.
 CUresult tail_of(CUstream handle, bool per_thread, OpRef* tail) {
-  Context* context = nullptr;
-  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
-  const std::lock_guard lock(state_mu);
-  Stream* stream = stream_of(*context, handle, per_thread);
-  if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  Held held;
+  if (const CUresult bad = hold(handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;
+  Stream* stream = held.stream;
   if (stream->capture != nullptr) {
     stream->capture->invalid = true;
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -43,12 +55,13 @@ CUresult tail_of(CUstream handle, bool per_thread, OpRef* tail) {
 
 CUresult record(CUevent handle, CUstream stream_handle, bool per_thread) {
   Context* context = nullptr;
-  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   {
-    const std::lock_guard lock(state_mu);
+    Held held;
+    if (const CUresult bad = hold(stream_handle, per_thread, &held); bad != CUDA_SUCCESS)
+      return bad;
+    context = held.context;
     if (context->events.count(as_event(handle)) == 0) return CUDA_ERROR_INVALID_HANDLE;
-    Stream* stream = stream_of(*context, stream_handle, per_thread);
-    if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+    Stream* stream = held.stream;
     Event& event = *as_event(handle);
     event.capture = stream->capture;
     if (stream->capture != nullptr) {
@@ -65,12 +78,10 @@ CUresult record(CUevent handle, CUstream stream_handle, bool per_thread) {
 }
 
 CUresult wait_event(CUstream stream_handle, CUevent handle, bool per_thread) {
-  Context* context = nullptr;
-  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
-  const std::lock_guard lock(state_mu);
-  if (context->events.count(as_event(handle)) == 0) return CUDA_ERROR_INVALID_HANDLE;
-  Stream* stream = stream_of(*context, stream_handle, per_thread);
-  if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  Held held;
+  if (const CUresult bad = hold(stream_handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;
+  Stream* stream = held.stream;
+  if (held.context->events.count(as_event(handle)) == 0) return CUDA_ERROR_INVALID_HANDLE;
   Event& event = *as_event(handle);
   if (event.capture != nullptr && event.capture->graph != nullptr) {
     // Joins the capture the event was recorded in.
@@ -98,11 +109,9 @@ CUresult wait_event(CUstream stream_handle, CUevent handle, bool per_thread) {
 }
 
 CUresult begin_capture(CUstream handle, CUstreamCaptureMode mode, bool per_thread) {
-  Context* context = nullptr;
-  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
-  const std::lock_guard lock(state_mu);
-  Stream* stream = stream_of(*context, handle, per_thread);
-  if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  Held held;
+  if (const CUresult bad = hold(handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;
+  Stream* stream = held.stream;
   if (stream->legacy) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (stream->capture != nullptr) return CUDA_ERROR_ILLEGAL_STATE;
   stream->capture = std::make_shared<Capture>();
@@ -116,11 +125,10 @@ CUresult begin_capture(CUstream handle, CUstreamCaptureMode mode, bool per_threa
 }
 
 CUresult end_capture(CUstream handle, CUgraph* out, bool per_thread) {
-  Context* context = nullptr;
-  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
-  const std::lock_guard lock(state_mu);
-  Stream* stream = stream_of(*context, handle, per_thread);
-  if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  Held held;
+  if (const CUresult bad = hold(handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;
+  Context* context = held.context;
+  Stream* stream = held.stream;
   if (stream->capture == nullptr) return CUDA_ERROR_ILLEGAL_STATE;
   if (!stream->capture_origin) return CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
   const std::shared_ptr<Capture> capture = stream->capture;
@@ -304,22 +312,16 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
   }                                                                                               \
   CUresult cuStreamGetFlags##suffix(CUstream handle, unsigned* flags) {                           \
     SOFTGPU_ENTRY(cuStreamGetFlags);                                                              \
-    Context* context = nullptr;                                                                   \
-    if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;                  \
-    const std::lock_guard lock(state_mu);                                                         \
-    const Stream* stream = stream_of(*context, handle, per_thread);                               \
-    if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;                                      \
-    *flags = stream->flags;                                                                       \
+    Held held;                                                                                    \
+    if (const CUresult bad = hold(handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;    \
+    *flags = held.stream->flags;                                                                  \
     return CUDA_SUCCESS;                                                                          \
   }                                                                                               \
   CUresult cuStreamGetId##suffix(CUstream handle, unsigned long long* id) {                       \
     SOFTGPU_ENTRY(cuStreamGetId);                                                                 \
-    Context* context = nullptr;                                                                   \
-    if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;                  \
-    const std::lock_guard lock(state_mu);                                                         \
-    const Stream* stream = stream_of(*context, handle, per_thread);                               \
-    if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;                                      \
-    *id = stream->id;                                                                             \
+    Held held;                                                                                    \
+    if (const CUresult bad = hold(handle, per_thread, &held); bad != CUDA_SUCCESS) return bad;    \
+    *id = held.stream->id;                                                                        \
     return CUDA_SUCCESS;                                                                          \
   }                                                                                               \
   CUresult cuStreamGetCtx##suffix(CUstream, CUcontext* out) {                                     \

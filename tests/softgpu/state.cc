@@ -152,12 +152,7 @@ CUresult synchronize(Context& context) {
   return device_error();
 }
 
-}  // namespace softgpu
-
-// Declared where it is called.
-std::uint64_t softgpu_live_state(softgpu_kind kind);
-std::uint64_t softgpu_live_state(softgpu_kind kind) {
-  using namespace softgpu;  // NOLINT(google-build-using-namespace)
+std::uint64_t live(softgpu_kind kind) {
   const std::lock_guard lock(state_mu);
   std::uint64_t count = 0;
   switch (kind) {
@@ -171,3 +166,5 @@ std::uint64_t softgpu_live_state(softgpu_kind kind) {
       return graphs.size() + graph_execs.size();
   }
 }
+
+}  // namespace softgpu

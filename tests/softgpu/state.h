@@ -114,6 +114,9 @@ CUresult enqueue(Context& context, CUstream stream, bool per_thread_default, CUg
 CUresult refuse_capture();
 CUstreamCaptureMode exchange_capture_mode(CUstreamCaptureMode mode);
 
+// What is alive of a kind that stands here, as softgpu_live().
+std::uint64_t live(softgpu_kind kind);
+
 // All the context's work done; the device's error.
 CUresult synchronize(Context& context);
 
