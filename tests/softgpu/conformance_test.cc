@@ -429,14 +429,22 @@ TEST_F(VmmDeath, AWriteWhereOnlyReadingIsAllowedIsFatal) {
       testing::ExitedWithCode(0), "");
 }
 
-// On hardware it may go well by chance; here it never does.
+// The work is held up until after the unmap, so that it comes too late for certain: on hardware it
+// may go well by chance.
+std::atomic<bool> is_unmapped{false};
+
 TEST_F(VmmDeath, SoftAnUnmapThatDoesNotWaitIsFatal) {
   if (soft() == nullptr) GTEST_SKIP() << "not defined on a real device";
+  const CUhostFn hold_up = [](void*) {
+    while (!is_unmapped.load()) std::this_thread::yield();
+  };
   EXPECT_EXIT(
       {
         map(0);
+        (void)cuLaunchHostFunc(nullptr, hold_up, nullptr);
         for (int i = 0; i < 50; ++i) (void)fill(at_, 16, 1);
         (void)cuMemUnmap(at_, page_);
+        is_unmapped = true;
         exit_with(CUDA_ERROR_ILLEGAL_ADDRESS);
       },
       testing::ExitedWithCode(0), "");
