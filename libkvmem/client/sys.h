@@ -104,6 +104,12 @@ static_assert(sizeof(FutexWord) == 4 && FutexWord::is_always_lock_free);
 inline void futex_wait(FutexWord& word, std::uint32_t expected) {
   call(SYS_futex, arg(&word), FUTEX_WAIT_PRIVATE, expected);
 }
+// As above, or when `timeout_ns` has passed.
+inline void futex_wait_for(FutexWord& word, std::uint32_t expected, std::uint64_t timeout_ns) {
+  timespec t{static_cast<time_t>(timeout_ns / 1'000'000'000u),
+             static_cast<long>(timeout_ns % 1'000'000'000u)};
+  call(SYS_futex, arg(&word), FUTEX_WAIT_PRIVATE, expected, arg(&t));
+}
 inline void futex_wake(FutexWord& word, int waiters) {
   call(SYS_futex, arg(&word), FUTEX_WAKE_PRIVATE, waiters);
 }

@@ -30,6 +30,7 @@ namespace kvmem::cuda {
   X(unmap, cuMemUnmap, 10020)                                        \
   X(set_access, cuMemSetAccess, 10020)                               \
   X(context_device, cuCtxGetDevice, 2000)                            \
+  X(copy_async, cuMemcpyDtoDAsync, 3020)                             \
   X(allocate, cuMemAlloc, 3020)                                      \
   X(free, cuMemFree, 3020)                                           \
   X(address_range, cuMemGetAddressRange, 3020)                       \

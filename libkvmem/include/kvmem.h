@@ -64,7 +64,12 @@ enum kvmem_advice {
   KVMEM_PREFETCH = 6 /* bring back now, in the background */
 };
 
-/* For the pages that [address, address + size_bytes) touches. */
+/* For the pages that [address, address + size_bytes) touches.
+ *
+ * In memory of a GPU (cuMemAlloc and its kin, with KVMEM_DEVICE=1) the range lies within one
+ * allocation, and pages move before this returns, once the work that was started is done: with HOT,
+ * PIN and PREFETCH into the GPU's own memory, with COLD into host memory at the same address. Not
+ * while the calling thread captures a stream. */
 int kvmem_advise(const void* address, size_t size_bytes, enum kvmem_advice advice) KVMEM_NOEXCEPT;
 
 /* Where a page is. */

@@ -7,40 +7,27 @@
 #include <cuda.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 
-#include "cuda/driver.h"
 #include "preload/cuda.h"
 #include "region/device_heap.h"
 
 namespace {
 
+using kvmem::device::fix;
+using kvmem::device::g_gate;
 using kvmem::device::piece;
-
-// The driver's function, looked up at the first call.
-class Real {
- public:
-  constexpr explicit Real(const char* symbol) : symbol_(symbol) {}
-  template <class... Args>
-  CUresult operator()(Args... args) {
-    void* found = found_.load(std::memory_order_relaxed);
-    if (found == nullptr) {
-      found = kvmem::cuda::exported(symbol_);
-      if (found == nullptr) return CUDA_ERROR_NOT_INITIALIZED;
-      found_.store(found, std::memory_order_relaxed);
-    }
-    return reinterpret_cast<CUresult (*)(Args...)>(found)(args...);
-  }
-
- private:
-  const char* symbol_;
-  std::atomic<void*> found_{nullptr};
-};
+using kvmem::preload::Real;
 
 // `copy(to, from, bytes)` for each piece, up to the first that fails.
 template <class Copy>
 CUresult in_pieces(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, Copy copy) {
+  const kvmem::Gate::Pass pass(g_gate);
+  // It may be what is captured.
+  if (g_gate.is_capturing()) {
+    fix(to);
+    fix(from);
+  }
   for (;;) {
     const std::size_t part = std::min(piece(to, bytes), piece(from, bytes));
     const CUresult result = copy(to, from, part);
@@ -53,6 +40,8 @@ CUresult in_pieces(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, Copy cop
 // `fill(to, count)` likewise; pages are multiples of every element's size.
 template <class Fill>
 CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, Fill fill) {
+  const kvmem::Gate::Pass pass(g_gate);
+  if (g_gate.is_capturing()) fix(to);
   for (;;) {
     const std::size_t part =
         count > SIZE_MAX / element ? count : piece(to, count * element) / element;

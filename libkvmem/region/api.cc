@@ -10,6 +10,9 @@
 #include "kvmem.h"
 #include "region/host.h"
 #include "region/table.h"
+#ifdef KVMEM_WITH_CUDA
+#include "region/device_heap.h"
+#endif
 
 #define KVMEM_EXPORTED extern "C" __attribute__((visibility("default")))
 
@@ -44,6 +47,28 @@ bool set_pages(Op& op, const void* address, std::size_t size_bytes) {
   op.size_bytes = kvmem::align_up(begin + size_bytes, kvmem::kPageBytes) - op.address;
   return true;
 }
+
+#ifdef KVMEM_WITH_CUDA
+// Whether the range begins in a device region; then `*error` is the answer.
+bool is_device_advice(const void* address, std::size_t size_bytes, kvmem_advice advice,
+                      int* error) {
+  using kvmem::DevicePlace;
+  const auto at = reinterpret_cast<std::uintptr_t>(address);
+  kvmem::device::Found found;
+  if (!kvmem::device::is_on() || !kvmem::device::find(at, &found)) return false;
+  if (size_bytes == 0 || size_bytes > found.size_bytes - (at - found.begin)) {
+    *error = -ENOMEM;
+    return true;
+  }
+  if (advice == KVMEM_NORMAL || advice == KVMEM_SEQUENTIAL || advice == KVMEM_UNPIN) return true;
+  const auto place = advice == KVMEM_COLD ? DevicePlace::kHost : DevicePlace::kDevice;
+  std::uint32_t moved = 0;
+  const kvmem::Status status = kvmem::device::move(at, size_bytes, place, &moved);
+  // Only a pin is more than a hint.
+  if (!status.ok() && advice == KVMEM_PIN) *error = -ENOMEM;
+  return true;
+}
+#endif
 
 }  // namespace
 
@@ -101,6 +126,9 @@ KVMEM_EXPORTED int kvmem_advise(const void* address, size_t size_bytes,
   op.kind = Op::Kind::kAdviseDaemon;
   op.value = advice;
   if (advice < KVMEM_NORMAL || advice > KVMEM_PREFETCH) return -EINVAL;
+#ifdef KVMEM_WITH_CUDA
+  if (int error = 0; is_device_advice(address, size_bytes, advice, &error)) return error;
+#endif
   if (!set_pages(op, address, size_bytes)) return -ENOMEM;
   return ask(op);
 }

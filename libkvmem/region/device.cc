@@ -40,44 +40,41 @@ DeviceRegion::~DeviceRegion() {
   addresses_.reset();
 }
 
-Status DeviceRegion::give_access(std::uint32_t first, std::uint32_t end, DevicePlace place) {
-  CUmemAccessDesc access[2]{};
-  access[0].location = {CU_MEM_LOCATION_TYPE_DEVICE, device()};
-  access[0].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  // Host memory is the processor's too, or an engine that follows the pointer crashes.
-  access[1].location = pool(place).location();
-  access[1].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  const std::size_t count = place == DevicePlace::kDevice ? 1 : 2;
-  return cuda::status_of(
-      cuda::driver().set_access(at(first), (end - first) * page_bytes(), access, count),
-      "cuMemSetAccess");
+Status DeviceRegion::put(std::uint32_t first, std::uint32_t count, DevicePlace place,
+                         const DevicePool::Page* next) {
+  const cuda::Driver& driver = cuda::driver();
+  Status status;
+  std::uint32_t mapped = 0;
+  for (; mapped < count && status.ok(); mapped += status.ok()) {
+    status = cuda::status_of(
+        driver.map(at(first + mapped), page_bytes(), 0, next[mapped].handle, 0), "cuMemMap");
+  }
+  if (status.ok()) status = pool(place).give_access(at(first), count * page_bytes());
+  if (!status.ok() && mapped > 0) (void)driver.unmap(at(first), mapped * page_bytes());
+  return status;
 }
 
 Status DeviceRegion::unmap_run(std::uint32_t first, std::uint32_t end) {
   KV_TRY(
       cuda::status_of(cuda::driver().unmap(at(first), (end - first) * page_bytes()), "cuMemUnmap"));
   for (std::uint32_t i = first; i < end; ++i) {
-    pool(pages_[i].place).give_back(&pages_[i].handle, 1);
+    pool(pages_[i].place).give_back(&pages_[i].memory, 1);
     pages_[i] = {};
   }
   return {};
 }
 
 Status DeviceRegion::map_absent(std::uint32_t first, std::uint32_t end, DevicePlace place,
-                                const DevicePool::Handle* next) {
-  const cuda::Driver& driver = cuda::driver();
+                                const DevicePool::Page* next) {
   for (std::uint32_t begin = first; begin < end;) {
     if (pages_[begin].state != DevicePage::kAbsent) {
       ++begin;
       continue;
     }
     std::uint32_t run = begin;
-    for (; run < end && pages_[run].state == DevicePage::kAbsent; ++run) {
-      KV_TRY(cuda::status_of(driver.map(at(run), page_bytes(), 0, *next, 0), "cuMemMap"));
-      pages_[run] = {*next++, DevicePage::kMapped, place};
-    }
-    KV_TRY(give_access(begin, run, place));
-    begin = run;
+    while (run < end && pages_[run].state == DevicePage::kAbsent) ++run;
+    KV_TRY(put(begin, run - begin, place, next));
+    for (; begin < run; ++begin) pages_[begin] = {*next++, DevicePage::kMapped, place};
   }
   return {};
 }
@@ -91,18 +88,18 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace p
     leaving += pages_[i].state == DevicePage::kLeaving;
   }
   if (absent > 0) {
-    Array<DevicePool::Handle> handles;
-    if (!handles.resize(absent)) return {Code::kNoMemory, "mapping device pages"};
-    KV_TRY(pool(place).take(absent, handles.data()));
+    Array<DevicePool::Page> fresh;
+    if (!fresh.resize(absent)) return {Code::kNoMemory, "mapping device pages"};
+    KV_TRY(pool(place).take(absent, fresh.data()));
     const cuda::ContextScope current(pools_[0]->context());
     const cuda::OutsideCapture outside;
     Status mapped = current.status();
-    if (mapped.ok()) mapped = map_absent(first, end, place, handles.data());
+    if (mapped.ok()) mapped = map_absent(first, end, place, fresh.data());
     if (!mapped.ok()) {
-      // Back to what it was: the pages that have one of these handles, then the handles never used.
+      // Back to what it was: the pages that have one of these, then those never used.
       std::uint32_t used = 0;
       for (std::uint32_t i = first; i < end; ++i) {
-        if (used == absent || pages_[i].handle != handles[used]) continue;
+        if (used == absent || pages_[i].memory != fresh[used]) continue;
         ++used;
         if (!unmap_run(i, i + 1).ok()) {
           pages_[i].state = DevicePage::kLeaving;
@@ -110,7 +107,7 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace p
           ++leaving_;
         }
       }
-      pool(place).give_back(handles.data() + used, absent - used);
+      pool(place).give_back(fresh.data() + used, absent - used);
       return mapped;
     }
   }
@@ -120,6 +117,74 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace p
   mapped_ += absent;
   leaving_ -= leaving;
   return {};
+}
+
+Status DeviceRegion::copy_to(std::uint32_t first, std::uint32_t end, DevicePlace place,
+                             const DevicePool::Page* next) const {
+  const cuda::Driver& driver = cuda::driver();
+  for (std::uint32_t i = first; i < end; ++i) {
+    if (!is_elsewhere(i, place)) continue;
+    KV_TRY(cuda::status_of(driver.copy_async(next++->home, at(i), page_bytes(), nullptr),
+                           "cuMemcpyDtoDAsync"));
+  }
+  return cuda::status_of(driver.context_synchronize(), "cuCtxSynchronize");
+}
+
+Status DeviceRegion::exchange_run(std::uint32_t first, std::uint32_t end, DevicePlace place,
+                                  const DevicePool::Page* next) {
+  constexpr int kTries = 3;
+  const DevicePlace before = pages_[first].place;
+  KV_TRY(
+      cuda::status_of(cuda::driver().unmap(at(first), (end - first) * page_bytes()), "cuMemUnmap"));
+  const Status put_there = put(first, end - first, place, next);
+  if (put_there.ok()) {
+    for (std::uint32_t i = first; i < end; ++i) {
+      pool(before).give_back(&pages_[i].memory, 1);
+      pages_[i].memory = *next++;
+      pages_[i].place = place;
+    }
+    return {};
+  }
+  for (std::uint32_t i = first; i < end; ++i) {
+    Status back = put(i, 1, before, &pages_[i].memory);
+    for (int n = 1; !back.ok() && n < kTries; ++n) back = put(i, 1, before, &pages_[i].memory);
+    if (back.ok()) continue;
+    for (; i < end; ++i) {  // their bytes stay where nobody finds them
+      pages_[i] = {};
+      --mapped_;
+    }
+    return {Code::kCorrupt, "a device page could be mapped neither here nor there", back.detail()};
+  }
+  return put_there;
+}
+
+Status DeviceRegion::move(std::uint32_t first, std::uint32_t count, DevicePlace place,
+                          std::uint32_t* moved) {
+  *moved = 0;
+  const std::uint32_t end = first + std::min(count, page_count() - std::min(first, page_count()));
+  std::uint32_t elsewhere = 0;
+  for (std::uint32_t i = first; i < end; ++i) elsewhere += is_elsewhere(i, place);
+  if (elsewhere == 0) return {};
+  Array<DevicePool::Page> fresh;
+  if (!fresh.resize(elsewhere)) return {Code::kNoMemory, "moving device pages"};
+  KV_TRY(pool(place).take(elsewhere, fresh.data()));
+  const cuda::ContextScope current(pools_[0]->context());
+  const cuda::OutsideCapture outside;
+  Status status = current.status();
+  if (status.ok()) status = copy_to(first, end, place, fresh.data());
+  for (std::uint32_t begin = first; begin < end && status.ok();) {
+    if (!is_elsewhere(begin, place)) {
+      ++begin;
+      continue;
+    }
+    std::uint32_t run = begin;
+    while (run < end && is_elsewhere(run, place)) ++run;
+    status = exchange_run(begin, run, place, fresh.data() + *moved);
+    if (status.ok()) *moved += run - begin;
+    begin = run;
+  }
+  pool(place).give_back(fresh.data() + *moved, elsewhere - *moved);
+  return status;
 }
 
 void DeviceRegion::leave(std::uint32_t first, std::uint32_t count) {

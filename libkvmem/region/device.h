@@ -5,16 +5,16 @@
 // address, where kernels still reach it, over the link.
 //
 //   absent  -> mapped    map(): a page of that place's pool, readable and writable
+//   mapped  -> mapped    move(): in the other place, with the same bytes in it
 //   mapped  -> leaving   leave(): not needed; still mapped, nothing is asked of the driver
 //   leaving -> mapped    map(): wanted again before it went
 //   leaving -> absent    settle(): unmapped, the page is the pool's again
 //
 // Page tables are edited in runs: a map() costs one cuMemMap a page and one cuMemSetAccess for each
-// contiguous run of new pages, a settle() one cuMemUnmap for each run.
+// contiguous run of new pages, a settle() one cuMemUnmap for each run, a move() both.
 //
 // The driver orders none of this against kernels that run: map() on an address a kernel may know,
-// and every settle(), is called with the gate closed (nothing launched that could touch the range
-// is unfinished, and nothing new is launched). One thread at a time.
+// and every settle() and move(), is called with the gate closed (gate.h). One thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -55,6 +55,10 @@ class DeviceRegion {
   // that was absent is not defined, as with cudaMalloc. Those that are mapped stay where they are.
   // kNoMemory: the pool has no more. REQUIRES: there is a pool for `place`.
   Status map(std::uint32_t first, std::uint32_t count, DevicePlace place = DevicePlace::kDevice);
+  // The mapped pages of the range that are not in `place` go there; `*moved` counts them. What
+  // could not be moved is where it was, unless the driver then refuses even that: kCorrupt, and who
+  // touches the page faults. REQUIRES: there is a pool for `place`.
+  Status move(std::uint32_t first, std::uint32_t count, DevicePlace place, std::uint32_t* moved);
   // Mapped pages of the range may go.
   void leave(std::uint32_t first, std::uint32_t count);
   // Those that may go, gone. A run the driver refuses to unmap keeps leaving.
@@ -62,7 +66,7 @@ class DeviceRegion {
 
  private:
   struct Page {  // zero bytes: absent
-    DevicePool::Handle handle;
+    DevicePool::Page memory;
     DevicePage state;
     DevicePlace place;
   };
@@ -71,12 +75,21 @@ class DeviceRegion {
                Array<Page> pages);
   DevicePool& pool(DevicePlace place) const { return *pools_[static_cast<int>(place)]; }
   CUdeviceptr at(std::uint32_t page) const { return address() + page * page_bytes(); }
-  // Absent pages of [first, end) with the handles at `next`, run by run. When it fails some of them
+  // Absent pages of [first, end) with the memory at `next`, run by run. When it fails some of them
   // are mapped.
   Status map_absent(std::uint32_t first, std::uint32_t end, DevicePlace place,
-                    const DevicePool::Handle* next);
-  Status give_access(std::uint32_t first, std::uint32_t end, DevicePlace place);
+                    const DevicePool::Page* next);
+  // `count` pages of memory behind the addresses from `first` on, or none.
+  Status put(std::uint32_t first, std::uint32_t count, DevicePlace place,
+             const DevicePool::Page* next);
   Status unmap_run(std::uint32_t first, std::uint32_t end);
+  Status copy_to(std::uint32_t first, std::uint32_t end, DevicePlace place,
+                 const DevicePool::Page* next) const;
+  Status exchange_run(std::uint32_t first, std::uint32_t end, DevicePlace place,
+                      const DevicePool::Page* next);
+  bool is_elsewhere(std::uint32_t page, DevicePlace place) const {
+    return pages_[page].state == DevicePage::kMapped && pages_[page].place != place;
+  }
 
   DevicePool* const pools_[2];  // by place
   cuda::Reservation addresses_;

@@ -12,16 +12,21 @@
 namespace kvmem::device {
 
 constinit std::size_t g_threshold_bytes = SIZE_MAX;
+constinit Gate g_gate;
 
 namespace {
 
 constexpr int kDevicesMax = 64;
+// What is moved while the gate is closed once: 128 MiB, 3 ms at 50 GB/s.
+constexpr std::uint32_t kPagesPerClosing = 64;
 
 struct Entry {
   Found found;
   std::size_t reserved_bytes;
   DeviceRegion* region;
   bool spills;  // has a page in host memory
+  bool freed;   // by the engine; waits for the gate
+  bool fixed;   // does not move
 };
 
 // Of a device, for the life of the process.
@@ -35,7 +40,9 @@ struct Device {
 // Regions with a page in host memory. Written under the lock; a reader that sees none sees it for a
 // region that it had no right to know yet.
 std::atomic<std::size_t> spilled{0};
+std::atomic<std::size_t> freed{0};  // regions that wait for the gate; written under the lock
 
+// Taken inside the gate, or with it closed; nobody closes the gate while holding it.
 Lock lock;
 Device devices[kDevicesMax] GUARDED_BY(lock);
 Array<Entry>& entries() REQUIRES(lock);
@@ -83,6 +90,56 @@ void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock
   device.host = (*std::move(made)).release();
 }
 
+// The live entry `at` is in; null: none.
+Entry* entry_of(CUdeviceptr at) REQUIRES(lock) {
+  const std::size_t i = position(at);
+  Entry* entry = entries().begin() + i;
+  const bool found = i < entries().size() && at >= entry->found.begin && !entry->freed;
+  return found ? entry : nullptr;
+}
+
+// All that was started on any context that has allocated is done.
+Status drain(void* /*argument*/) {
+  Array<CUcontext> contexts;
+  {
+    const LockGuard guard(lock);
+    for (const Entry& entry : entries()) {
+      const CUcontext context = entry.found.context;
+      if (std::find(contexts.begin(), contexts.end(), context) != contexts.end()) continue;
+      if (!contexts.resize(contexts.size() + 1)) return {Code::kNoMemory, "a list of contexts"};
+      contexts[contexts.size() - 1] = context;
+    }
+  }
+  for (const CUcontext context : contexts) {
+    const cuda::ContextScope current(context);
+    if (!current.status().ok()) continue;  // the engine has destroyed it, and with it its work
+    KV_TRY(cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize"));
+  }
+  return {};
+}
+
+// Regions that the engine has freed give addresses and memory back. False: not now.
+bool bury() {
+  if (freed.load(std::memory_order_relaxed) == 0) return true;
+  if (!g_gate.close(drain, nullptr).ok()) return false;
+  for (;;) {
+    DeviceRegion* region = nullptr;
+    {
+      const LockGuard guard(lock);
+      Array<Entry>& all = entries();
+      Entry* entry = std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed; });
+      if (entry == all.end()) break;
+      region = entry->region;
+      std::copy(entry + 1, all.end(), entry);
+      all.shrink(all.size() - 1);
+      freed.fetch_sub(1, std::memory_order_relaxed);
+    }
+    HeapDelete{}(region);
+  }
+  g_gate.open();
+  return true;
+}
+
 // False: kvmem cannot serve this device. `context` is current.
 bool pools_of(CUdevice index, CUcontext context, DevicePool** pool, DevicePool** host) {
   const LockGuard guard(lock);
@@ -123,6 +180,43 @@ Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
   return region.map(on_device, count - on_device, DevicePlace::kHost);
 }
 
+// Moves the next pages of a range, from `*next` on (0: from the first), as many as one closing of
+// the gate is for. `*more`: there are others.
+Status move_some(Entry& entry, CUdeviceptr at, std::size_t size_bytes, DevicePlace place,
+                 std::uint32_t* next, std::uint32_t* moved, bool* more) REQUIRES(lock) {
+  DeviceRegion& region = *entry.region;
+  Device& device = devices[region.device()];
+  const DevicePool* pool = place == DevicePlace::kDevice ? device.pool : device.host;
+  *more = false;
+  if (pool == nullptr) return {Code::kUnsupported, "no host memory at GPU addresses"};
+  if (entry.fixed) return {Code::kUnsupported, "a graph copies it"};
+  const std::size_t offset = at - region.address();
+  const auto first = static_cast<std::uint32_t>(offset / region.page_bytes());
+  const auto end = static_cast<std::uint32_t>((offset + size_bytes - 1) / region.page_bytes()) + 1;
+  *next = std::max(*next, first);
+  const auto room =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(pool->available(), kPagesPerClosing));
+  std::uint32_t elsewhere = 0;
+  const std::uint32_t begin = *next;
+  for (; *next < end; ++*next) {
+    const bool moves = region.page(*next) == DevicePage::kMapped && region.place(*next) != place;
+    if (moves && elsewhere == room) break;
+    elsewhere += moves;
+  }
+  *more = *next < end;
+  if (room == 0 && *more) return {Code::kNoMemory, "no room for the pages"};
+  std::uint32_t now = 0;
+  const Status status = region.move(begin, *next - begin, place, &now);
+  *moved += now;
+  bool spills = false;
+  for (std::uint32_t i = 0; i < region.page_count() && !spills; ++i) {
+    spills = region.page(i) != DevicePage::kAbsent && region.place(i) == DevicePlace::kHost;
+  }
+  if (spills != entry.spills) spilled.fetch_add(spills ? 1 : -1, std::memory_order_relaxed);
+  entry.spills = spills;
+  return status;
+}
+
 }  // namespace
 
 void install() {
@@ -142,9 +236,11 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   if (!made.ok()) return code_of(made.status());
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
-  if (const Status mapped = map_all(*region, *pool, host != nullptr); !mapped.ok()) {
-    return code_of(mapped);
+  Status mapped = map_all(*region, *pool, host != nullptr);
+  if (mapped.code() == Code::kNoMemory && freed.load(std::memory_order_relaxed) != 0 && bury()) {
+    mapped = map_all(*region, *pool, host != nullptr);
   }
+  if (!mapped.ok()) return code_of(mapped);
   const LockGuard guard(lock);
   Array<Entry>& all = entries();
   const std::size_t at = position(region->address());
@@ -154,52 +250,63 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   *out = region->address();
   const bool spills = region->place(region->page_count() - 1) == DevicePlace::kHost;
   if (spills) spilled.fetch_add(1, std::memory_order_relaxed);
-  all[at] = {{*out, size_bytes, context}, region->size_bytes(), region.get(), spills};
+  all[at] = {{*out, size_bytes, context}, region->size_bytes(), region.get(), spills, false, false};
   (void)region.release();
   return CUDA_SUCCESS;
 }
 
 bool find(CUdeviceptr at, Found* out) {
   const LockGuard guard(lock);
-  const std::size_t i = position(at);
-  if (i == entries().size() || at < entries()[i].found.begin) return false;
-  *out = entries()[i].found;
-  return true;
+  const Entry* entry = entry_of(at);
+  if (entry != nullptr) *out = entry->found;
+  return entry != nullptr;
 }
 
 bool release(CUdeviceptr at, CUresult* result) {
   Found found;
   if (!find(at, &found) || found.begin != at) return false;
-  const cuda::Driver& driver = cuda::driver();
   // What uses it ends first; and while a stream is captured the driver refuses, as it would have.
-  *result = driver.context_synchronize();
+  *result = cuda::driver().context_synchronize();
   if (*result != CUDA_SUCCESS) return true;
-  DeviceRegion* region = nullptr;
-  CUdevice device = 0;
   {
     const LockGuard guard(lock);
-    Array<Entry>& all = entries();
-    const std::size_t i = position(at);
-    if (i == all.size() || all[i].found.begin != at) return false;  // freed by another thread
-    region = all[i].region;
-    if (all[i].spills) spilled.fetch_sub(1, std::memory_order_relaxed);
-    device = region->device();
-    std::copy(all.begin() + i + 1, all.end(), all.begin() + i);
-    all.shrink(all.size() - 1);
-    devices[device].allocated_bytes -= region->size_bytes();
+    Entry* entry = entry_of(at);
+    if (entry == nullptr) return false;  // freed by another thread
+    entry->freed = true;
+    freed.fetch_add(1, std::memory_order_relaxed);
+    devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
   }
-  HeapDelete{}(region);
+  (void)bury();
   return true;
+}
+
+Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved) {
+  *moved = 0;
+  std::uint32_t next = 0;
+  for (bool more = true; more;) {
+    KV_TRY(g_gate.close(drain, nullptr));
+    Status status;
+    {
+      const LockGuard guard(lock);
+      Entry* entry = entry_of(at);
+      if (entry == nullptr || size_bytes > entry->found.begin + entry->reserved_bytes - at) {
+        status = Status(Code::kNotFound, "no device region");
+      } else {
+        status = move_some(*entry, at, size_bytes, place, &next, moved, &more);
+      }
+    }
+    g_gate.open();
+    KV_TRY(status);
+  }
+  return {};
 }
 
 std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
   if (spilled.load(std::memory_order_relaxed) == 0) return size_bytes;
   const LockGuard guard(lock);
-  const std::size_t i = position(at);
-  if (i == entries().size() || at < entries()[i].found.begin || !entries()[i].spills) {
-    return size_bytes;
-  }
-  const DeviceRegion& region = *entries()[i].region;
+  const Entry* entry = entry_of(at);
+  if (entry == nullptr || !entry->spills) return size_bytes;
+  const DeviceRegion& region = *entry->region;
   const std::size_t offset = at - region.address();
   const auto first = static_cast<std::uint32_t>(offset / region.page_bytes());
   std::uint32_t end = first + 1;
@@ -208,6 +315,11 @@ std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
     ++end;
   }
   return std::min(size_bytes, end * region.page_bytes() - offset);
+}
+
+void fix(CUdeviceptr at) {
+  const LockGuard guard(lock);
+  if (Entry* entry = entry_of(at); entry != nullptr) entry->fixed = true;
 }
 
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {

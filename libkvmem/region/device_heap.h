@@ -10,6 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/status.h"
+#include "region/device.h"
+#include "region/gate.h"
+
 namespace kvmem::device {
 
 // The size from which an allocation is worth a region; SIZE_MAX: none, the device path is off.
@@ -17,6 +21,9 @@ namespace kvmem::device {
 extern std::size_t g_threshold_bytes __attribute__((visibility("hidden")));
 void install();
 inline bool is_on() { return g_threshold_bytes != SIZE_MAX; }
+
+// Every call of the engine that starts work passes it; who edits page tables closes it.
+extern Gate g_gate __attribute__((visibility("hidden")));
 
 // As cuMemAlloc. CUDA_ERROR_NOT_SUPPORTED: kvmem cannot serve, make the real call.
 CUresult allocate(CUdeviceptr* out, std::size_t size_bytes);
@@ -29,13 +36,26 @@ struct Found {
 // False: not in a region.
 bool find(CUdeviceptr at, Found* out);
 
-// As cuMemFree: waits for the context's work. False: `at` is not where a region begins.
+// As cuMemFree: waits for the context's work. False: `at` is not where a region begins. Addresses
+// and memory go when the gate can be closed, which may be later.
+// REQUIRES: not inside the gate.
 bool release(CUdeviceptr at, CUresult* result);
+
+// The pages that [at, at + size_bytes) touches go to `place`, with what is in them; as many as
+// there is room for. The engine waits meanwhile, if it has work to start: 64 pages at a time.
+// kNotFound: not in one region; kUnsupported: fixed, or there is no such place; kNoMemory: no room
+// for all; kBusy: the engine's work came first, ask again.
+// `*moved` counts those that went. REQUIRES: not inside the gate.
+Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved);
 
 // The longest piece of [at, at + size_bytes), from its start, that lies in one place: what a copy
 // across both would do is not defined, so copies are made piece by piece. Cheap while nothing is in
-// host memory.
+// host memory. REQUIRES: inside the gate, until the copy has been started.
 std::size_t piece(CUdeviceptr at, std::size_t size_bytes);
+
+// The region around `at` stays where it is for good: a graph has a copy of it, which is made in one
+// piece, and by what was behind the addresses when it was recorded. REQUIRES: inside the gate.
+void fix(CUdeviceptr at);
 
 // What the driver says of the current device's memory, as it would be if the device had what
 // KVMEM_HBM grants and the pool held nothing.

@@ -52,24 +52,22 @@ Result<Owned<DevicePool>> DevicePool::create(const Options& options) {
         driver.allocation_granularity(&granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
         "cuMemGetAllocationGranularity"));
     // The first page tells whether the place gives any.
-    Handle first = 0;
-    const CUresult made = driver.create(&first, granularity, &prop, 0);
-    if (made == CUDA_SUCCESS) {
-      cuda::Physical owned(first);
-      void* room = heap_room<DevicePool>();
-      if (room == nullptr) return Status(Code::kNoMemory, "a pool of device pages");
-      Owned<DevicePool> pool(::new (room) DevicePool(options, granularity, prop));
+    void* room = heap_room<DevicePool>();
+    if (room == nullptr) return Status(Code::kNoMemory, "a pool of device pages");
+    Owned<DevicePool> pool(::new (room) DevicePool(options, granularity, prop));
+    Page first{};
+    const Status made = pool->create_page(&first);
+    if (made.ok()) {
       {
         const LockGuard guard(pool->lock_);
         pool->stats_.in_existence = pool->stats_.created_ahead = 1;
       }
       pool->give_back(&first, 1);
-      (void)owned.release();
       pool->has_thread_ = ::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) == 0;
       return pool;
     }
     const unsigned fabric = prop.requestedHandleTypes & CU_MEM_HANDLE_TYPE_FABRIC;
-    if (attempt > 0 || fabric == 0) return cuda::status_of(made, "cuMemCreate");
+    if (attempt > 0 || fabric == 0) return made;
     prop.requestedHandleTypes =
         static_cast<CUmemAllocationHandleType>(prop.requestedHandleTypes ^ fabric);
   }
@@ -89,15 +87,45 @@ DevicePool::~DevicePool() {
   }
   wake();
   if (has_thread_) ::pthread_join(thread_, nullptr);
-  const cuda::ContextScope current(options_.context);
-  for (std::size_t i = 0; i < idle_.size(); ++i) (void)cuda::driver().release(idle_[i]);
+  release(idle_.data(), idle_.size());
 }
 
-Status DevicePool::create_page(Handle* out) const {
+Status DevicePool::create_page(Page* out) const {
   const cuda::ContextScope current(options_.context);
   KV_TRY(current.status());
   const cuda::OutsideCapture outside;
-  return cuda::status_of(cuda::driver().create(out, page_bytes_, &prop_, 0), "cuMemCreate");
+  KV_TRY(
+      cuda::status_of(cuda::driver().create(&out->handle, page_bytes_, &prop_, 0), "cuMemCreate"));
+  cuda::Physical memory(out->handle);
+  KV_TRY(give_home(out));
+  (void)memory.release();
+  return {};
+}
+
+Status DevicePool::give_home(Page* page) const {
+  const cuda::Driver& driver = cuda::driver();
+  KV_TRY(cuda::status_of(driver.address_reserve(&page->home, page_bytes_, 0, 0, 0),
+                         "cuMemAddressReserve"));
+  cuda::Reservation home({page->home, page_bytes_});
+  KV_TRY(cuda::status_of(driver.map(page->home, page_bytes_, 0, page->handle, 0), "cuMemMap"));
+  if (const Status access = give_access(page->home, page_bytes_); !access.ok()) {
+    (void)driver.unmap(page->home, page_bytes_);
+    return access;
+  }
+  (void)home.release();
+  return {};
+}
+
+Status DevicePool::give_access(CUdeviceptr at, std::size_t size_bytes) const {
+  CUmemAccessDesc access[2]{};
+  access[0].location = {CU_MEM_LOCATION_TYPE_DEVICE, options_.device};
+  access[0].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  // Host memory is the processor's too, or an engine that follows the pointer crashes.
+  access[1].location = options_.location;
+  access[1].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  const std::size_t count = options_.location.type == CU_MEM_LOCATION_TYPE_DEVICE ? 1 : 2;
+  return cuda::status_of(cuda::driver().set_access(at, size_bytes, access, count),
+                         "cuMemSetAccess");
 }
 
 void DevicePool::wake() {
@@ -110,7 +138,7 @@ bool DevicePool::wants_more() const {
          idle_.size() < (busy_ ? options_.idle_high : options_.idle_low);
 }
 
-Status DevicePool::take(std::size_t count, Handle* out) {
+Status DevicePool::take(std::size_t count, Page* out) {
   std::size_t missing = 0;
   for (;;) {
     const std::uint32_t seen = created_.load(std::memory_order_acquire);
@@ -150,7 +178,7 @@ Status DevicePool::take(std::size_t count, Handle* out) {
   return {};
 }
 
-void DevicePool::give_back(const Handle* handles, std::size_t count) {
+void DevicePool::give_back(const Page* pages, std::size_t count) {
   std::size_t kept = 0;
   {
     const LockGuard guard(lock_);
@@ -158,23 +186,27 @@ void DevicePool::give_back(const Handle* handles, std::size_t count) {
     const std::size_t before = idle_.size();
     kept = count - std::min<std::uint64_t>(count, over);
     if (!idle_.resize(before + kept)) kept = 0;
-    std::copy(handles, handles + kept, idle_.data() + before);
+    std::copy(pages, pages + kept, idle_.data() + before);
     stats_.in_existence -= count - kept;
   }
-  release(handles + kept, count - kept);
+  release(pages + kept, count - kept);
 }
 
-void DevicePool::release(const Handle* handles, std::size_t count) const {
+void DevicePool::release(const Page* pages, std::size_t count) const {
   if (count == 0) return;
   const cuda::ContextScope current(options_.context);
   const cuda::OutsideCapture outside;
-  for (std::size_t i = 0; i < count; ++i) (void)cuda::driver().release(handles[i]);
+  for (std::size_t i = 0; i < count; ++i) {
+    (void)cuda::driver().unmap(pages[i].home, page_bytes_);
+    (void)cuda::driver().address_free(pages[i].home, page_bytes_);
+    (void)cuda::driver().release(pages[i].handle);
+  }
 }
 
 std::size_t DevicePool::trim(std::size_t count) {
   std::size_t gone = 0;
   for (; gone < count; ++gone) {
-    Handle last = 0;
+    Page last{};
     {
       const LockGuard guard(lock_);
       rests_ = true;
@@ -244,9 +276,9 @@ void DevicePool::refill() {
       sys::futex_wait(changed_, seen);
       continue;
     }
-    Handle handle = 0;
-    const Status made = create_page(&handle);
-    if (made.ok()) give_back(&handle, 1);
+    Page page{};
+    const Status made = create_page(&page);
+    if (made.ok()) give_back(&page, 1);
     {
       const LockGuard guard(lock_);
       creating_ = false;

@@ -3,6 +3,10 @@
 // us, so a page is never created where somebody waits for it unless there is no other way, and one
 // that is no longer mapped goes back here and not to the driver.
 //
+// Each page has a home: an address of its own where it is mapped for as long as it exists, wherever
+// else it is mapped too. There kvmem copies into it before anybody sees it; and no kernel of the
+// engine knows it, so that it is mapped and unmapped at any time.
+//
 // What was in a page is still in it: pages of one process only, as with cudaMalloc.
 //
 // A thread of its own refills the pool; it sleeps while there is nothing to do. Any thread may
@@ -23,7 +27,11 @@ namespace kvmem {
 
 class DevicePool {
  public:
-  using Handle = CUmemGenericAllocationHandle;
+  struct Page {
+    CUmemGenericAllocationHandle handle;
+    CUdeviceptr home;
+    bool operator==(const Page&) const = default;
+  };
 
   struct Options {
     CUcontext context = nullptr;  // retained by the caller for as long as the pool lives
@@ -56,13 +64,16 @@ class DevicePool {
   CUdevice device() const { return options_.device; }
 
   // `count` pages, or none of them and kNoMemory: the budget or the device is exhausted.
-  Status take(std::size_t count, Handle* out);
-  // To the driver instead, where there are more than there may be by now.
-  void give_back(const Handle* handles, std::size_t count);
+  Status take(std::size_t count, Page* out);
+  // To the driver instead, where there are more than there may be by now. REQUIRES: mapped nowhere
+  // but at home.
+  void give_back(const Page* pages, std::size_t count);
   // Idle pages go back to the driver, at most `count`; how many went. The thread makes no new ones
   // until one is taken.
   std::size_t trim(std::size_t count);
   void set_bytes_max(std::uint64_t bytes);
+  // Read and write for the device on [at, at + size_bytes), where pages of this pool are mapped.
+  Status give_access(CUdeviceptr at, std::size_t size_bytes) const;
   // How many take() could have had just now.
   std::uint64_t available() const;
   Stats stats() const;
@@ -71,8 +82,9 @@ class DevicePool {
 
  private:
   DevicePool(const Options& options, std::size_t page_bytes, const CUmemAllocationProp& prop);
-  Status create_page(Handle* out) const;
-  void release(const Handle* handles, std::size_t count) const;
+  Status create_page(Page* out) const;
+  Status give_home(Page* page) const;
+  void release(const Page* pages, std::size_t count) const;
   static void* thread_main(void* self);
   void refill();
   bool wants_more() const REQUIRES(lock_);
@@ -83,7 +95,7 @@ class DevicePool {
   const CUmemAllocationProp prop_;
 
   mutable Lock lock_;
-  Array<Handle> idle_ GUARDED_BY(lock_);
+  Array<Page> idle_ GUARDED_BY(lock_);
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t pages_max_ GUARDED_BY(lock_);
   bool rests_ GUARDED_BY(lock_) = false;     // trimmed, or the device is full: no page ahead

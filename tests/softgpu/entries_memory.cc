@@ -34,6 +34,12 @@ void* pointer(CUdeviceptr at) { return reinterpret_cast<void*>(at); }
 
 enum class Wait : std::uint8_t { kNever, kAlways };
 
+// When the bytes move, which in a graph is long after the copy was made: pages may be others by
+// then.
+void require_one_place(CUdeviceptr at, std::size_t bytes) {
+  if (!Memory::get().in_one_place(at, bytes)) fault();
+}
+
 // memmove: a copy within one range is not defined to go either way.
 CUresult copy(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream, bool per_thread,
               Wait how) {
@@ -50,7 +56,12 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stre
   OpRef op;
   const CUresult queued = enqueue(
       *context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMCPY,
-      [to, from, bytes] { std::memmove(pointer(to), pointer(from), bytes); }, &op);
+      [to, from, bytes] {
+        require_one_place(to, bytes);
+        require_one_place(from, bytes);
+        std::memmove(pointer(to), pointer(from), bytes);
+      },
+      &op);
   if (queued != CUDA_SUCCESS || how == Wait::kNever) return queued;
   wait(op);
   return device_error();
@@ -92,9 +103,121 @@ CUresult set(CUdeviceptr to, Value value, std::size_t count, CUstream stream, bo
   if (to == 0 || to % sizeof(Value) != 0) return CUDA_ERROR_INVALID_VALUE;
   if (!Memory::get().in_one_place(to, count * sizeof(Value))) return CUDA_ERROR_INVALID_VALUE;
   return enqueue(*context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMSET, [to, value, count] {
+    require_one_place(to, count * sizeof(Value));
     auto* words = static_cast<volatile Value*>(pointer(to));
     for (std::size_t i = 0; i < count; ++i) words[i] = value;
   });
+}
+
+// Rows and planes of a copy with a shape; one end's first byte, and how far apart they are.
+struct End {
+  CUdeviceptr at;
+  std::size_t pitch, plane;
+};
+
+// From or to pageable memory the driver may return early or late: here it always waits, so that the
+// bytes are taken before the caller changes them.
+CUresult copy_shape(const End& to, const End& from, std::size_t width, std::size_t height,
+                    std::size_t depth, bool pageable, CUstream stream, bool per_thread, Wait how) {
+  Context* context = nullptr;
+  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
+  if (width == 0 || height == 0 || depth == 0) return CUDA_SUCCESS;
+  for (const End& end : {to, from}) {
+    const std::size_t span = (depth - 1) * end.plane + (height - 1) * end.pitch + width;
+    if (end.at == 0 || (height > 1 && end.pitch < width)) return CUDA_ERROR_INVALID_VALUE;
+    if (!Memory::get().in_one_place(end.at, span)) return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (pageable) how = Wait::kAlways;
+  if (how == Wait::kAlways) {
+    if (const CUresult bad = refuse_capture(); bad != CUDA_SUCCESS) return bad;
+  }
+  OpRef op;
+  const CUresult queued = enqueue(
+      *context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMCPY,
+      [=] {
+        for (std::size_t z = 0; z < depth; ++z) {
+          for (std::size_t y = 0; y < height; ++y) {
+            std::memmove(pointer(to.at + z * to.plane + y * to.pitch),
+                         pointer(from.at + z * from.plane + y * from.pitch), width);
+          }
+        }
+      },
+      &op);
+  if (queued != CUDA_SUCCESS || how == Wait::kNever) return queued;
+  wait(op);
+  return device_error();
+}
+
+bool is_pageable(CUdeviceptr at) {
+  Place place;
+  return !Memory::get().find(at, &place);
+}
+
+template <class Copy>
+CUresult copy_2d(const Copy* c, CUstream stream, bool per_thread, Wait how) {
+  if (c == nullptr || c->srcMemoryType == CU_MEMORYTYPE_ARRAY ||
+      c->dstMemoryType == CU_MEMORYTYPE_ARRAY) {
+    return CUDA_ERROR_INVALID_VALUE;  // there are no arrays here
+  }
+  const bool from_host = c->srcMemoryType == CU_MEMORYTYPE_HOST;
+  const bool to_host = c->dstMemoryType == CU_MEMORYTYPE_HOST;
+  End from{from_host ? reinterpret_cast<CUdeviceptr>(c->srcHost) : c->srcDevice, c->srcPitch, 0};
+  End to{to_host ? reinterpret_cast<CUdeviceptr>(c->dstHost) : c->dstDevice, c->dstPitch, 0};
+  from.at += c->srcY * c->srcPitch + c->srcXInBytes;
+  to.at += c->dstY * c->dstPitch + c->dstXInBytes;
+  if constexpr (std::is_same_v<Copy, CUDA_MEMCPY3D>) {
+    from.plane = c->srcPitch * c->srcHeight;
+    to.plane = c->dstPitch * c->dstHeight;
+    from.at += c->srcZ * from.plane;
+    to.at += c->dstZ * to.plane;
+    return copy_shape(to, from, c->WidthInBytes, c->Height, c->Depth,
+                      is_pageable(from.at) || is_pageable(to.at), stream, per_thread, how);
+  } else {
+    return copy_shape(to, from, c->WidthInBytes, c->Height, 1,
+                      is_pageable(from.at) || is_pageable(to.at), stream, per_thread, how);
+  }
+}
+
+template <class Value>
+CUresult set_2d(CUdeviceptr to, std::size_t pitch, Value value, std::size_t width,
+                std::size_t height, CUstream stream, bool per_thread) {
+  Context* context = nullptr;
+  if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
+  if (width == 0 || height == 0) return CUDA_SUCCESS;
+  if (to == 0 || to % sizeof(Value) != 0 || pitch % sizeof(Value) != 0 ||
+      (height > 1 && pitch < width * sizeof(Value)) ||
+      !Memory::get().in_one_place(to, (height - 1) * pitch + width * sizeof(Value))) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  return enqueue(*context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMSET, [=] {
+    for (std::size_t y = 0; y < height; ++y) {
+      auto* row = static_cast<volatile Value*>(pointer(to + y * pitch));
+      for (std::size_t x = 0; x < width; ++x) row[x] = value;
+    }
+  });
+}
+
+CUresult copy_batch(const CUdeviceptr* to, const CUdeviceptr* from, const std::size_t* bytes,
+                    std::size_t count, const std::size_t* attributes, std::size_t attribute_count,
+                    CUstream stream, bool per_thread) {
+  if (to == nullptr || from == nullptr || bytes == nullptr || count == 0 || attributes == nullptr ||
+      attribute_count == 0 || attribute_count > count || attributes[0] != 0) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (std::size_t i = 1; i < attribute_count; ++i) {
+    if (attributes[i] <= attributes[i - 1] || attributes[i] >= count) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+  }
+  if ((stream == nullptr && !per_thread) || stream == CU_STREAM_LEGACY) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    if (bytes[i] == 0) return CUDA_ERROR_INVALID_VALUE;
+    const CUresult queued = copy(to[i], from[i], bytes[i], stream, per_thread, Wait::kNever);
+    if (queued != CUDA_SUCCESS) return queued;
+  }
+  return CUDA_SUCCESS;
 }
 
 CUresult pointer_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at) {
@@ -380,6 +503,43 @@ CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes,
     SOFTGPU_ENTRY(cuMemcpyDtoD);                                                                \
     if (const CUresult bad = refuse_capture(); bad != CUDA_SUCCESS) return bad;                 \
     return copy(to, from, bytes, nullptr, per_thread, Wait::kNever);                            \
+  }                                                                                             \
+  CUresult cuMemcpy2D_v2##suffix_ds(const CUDA_MEMCPY2D* c) {                                   \
+    SOFTGPU_ENTRY(cuMemcpy2D);                                                                  \
+    return copy_2d(c, nullptr, per_thread, Wait::kAlways);                                      \
+  }                                                                                             \
+  CUresult cuMemcpy2DUnaligned_v2##suffix_ds(const CUDA_MEMCPY2D* c) {                          \
+    SOFTGPU_ENTRY(cuMemcpy2DUnaligned);                                                         \
+    return copy_2d(c, nullptr, per_thread, Wait::kAlways);                                      \
+  }                                                                                             \
+  CUresult cuMemcpy2DAsync_v2##suffix_sz(const CUDA_MEMCPY2D* c, CUstream stream) {             \
+    SOFTGPU_ENTRY(cuMemcpy2DAsync);                                                             \
+    return copy_2d(c, stream, per_thread, Wait::kNever);                                        \
+  }                                                                                             \
+  CUresult cuMemcpy3D_v2##suffix_ds(const CUDA_MEMCPY3D* c) {                                   \
+    SOFTGPU_ENTRY(cuMemcpy3D);                                                                  \
+    return copy_2d(c, nullptr, per_thread, Wait::kAlways);                                      \
+  }                                                                                             \
+  CUresult cuMemcpy3DAsync_v2##suffix_sz(const CUDA_MEMCPY3D* c, CUstream stream) {             \
+    SOFTGPU_ENTRY(cuMemcpy3DAsync);                                                             \
+    return copy_2d(c, stream, per_thread, Wait::kNever);                                        \
+  }                                                                                             \
+  CUresult cuMemsetD2D8_v2##suffix_ds(CUdeviceptr to, std::size_t pitch, unsigned char value,   \
+                                      std::size_t width, std::size_t height) {                  \
+    SOFTGPU_ENTRY(cuMemsetD2D8);                                                                \
+    return set_2d<std::uint8_t>(to, pitch, value, width, height, nullptr, per_thread);          \
+  }                                                                                             \
+  CUresult cuMemsetD2D32_v2##suffix_ds(CUdeviceptr to, std::size_t pitch, unsigned value,       \
+                                       std::size_t width, std::size_t height) {                 \
+    SOFTGPU_ENTRY(cuMemsetD2D32);                                                               \
+    return set_2d<std::uint32_t>(to, pitch, value, width, height, nullptr, per_thread);         \
+  }                                                                                             \
+  CUresult cuMemcpyBatchAsync_v2##suffix_sz(CUdeviceptr* to, CUdeviceptr* from,                 \
+                                            std::size_t* bytes, std::size_t count,              \
+                                            CUmemcpyAttributes*, std::size_t* attributes,       \
+                                            std::size_t attribute_count, CUstream stream) {     \
+    SOFTGPU_ENTRY(cuMemcpyBatchAsync);                                                          \
+    return copy_batch(to, from, bytes, count, attributes, attribute_count, stream, per_thread); \
   }                                                                                             \
   CUresult cuMemcpyHtoDAsync_v2##suffix_sz(CUdeviceptr to, const void* from, std::size_t bytes, \
                                            CUstream stream) {                                   \

@@ -161,6 +161,8 @@ void wait(const OpRef& op) {
   if (op != nullptr) Device::get().wait(op);
 }
 void drain() { Device::get().drain(); }
+void fault() { siglongjmp(*fault_return, 1); }
+
 CUresult device_error() { return Device::get().error(); }
 bool on_device_thread() { return device_thread; }
 

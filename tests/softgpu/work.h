@@ -38,6 +38,10 @@ CUresult device_error();
 // True on the device's thread, and inside a host function.
 bool on_device_thread();
 
+// Ends the operation that runs as an access to memory that is not there does. On the device's
+// thread.
+[[noreturn]] void fault();
+
 std::uint64_t now_ns();
 
 }  // namespace softgpu

@@ -5,18 +5,25 @@
 //   MODE   dlsym | resolver      (built with LINKED: linked)
 //   CAPACITY_MIB                 what the driver must say the device has; else it is not looked at
 //
+// Where kvmem is there, a thread beside it asks for pages to be moved to and fro all the time.
+//
 // Exits 0 if every byte was right, nothing leaked and no call failed that may not.
 #include <cuda.h>
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "kvmem.h"
 #include "tests/softgpu/softgpu.h"
 
 extern "C" {
@@ -41,25 +48,33 @@ void engine_add(const softgpu_launch*, void** params) {
 
 namespace {
 
-#define ENTRIES(X)                    \
-  X(cuInit, 2000)                     \
-  X(cuDeviceGet, 2000)                \
-  X(cuDevicePrimaryCtxRetain, 7000)   \
-  X(cuDevicePrimaryCtxRelease, 11000) \
-  X(cuCtxSetCurrent, 4000)            \
-  X(cuCtxGetCurrent, 4000)            \
-  X(cuCtxSynchronize, 2000)           \
-  X(cuMemAlloc, 3020)                 \
-  X(cuMemFree, 3020)                  \
-  X(cuMemGetInfo, 3020)               \
-  X(cuMemGetAddressRange, 3020)       \
-  X(cuPointerGetAttribute, 4000)      \
-  X(cuModuleLoadData, 2000)           \
-  X(cuModuleGetFunction, 2000)        \
-  X(cuLaunchKernel, 4000)             \
-  X(cuMemcpyDtoH, 3020)               \
-  X(cuMemcpyHtoD, 3020)               \
-  X(cuMemcpyDtoDAsync, 3020)          \
+#define ENTRIES(X)                      \
+  X(cuInit, 2000)                       \
+  X(cuDeviceGet, 2000)                  \
+  X(cuDevicePrimaryCtxRetain, 7000)     \
+  X(cuDevicePrimaryCtxRelease, 11000)   \
+  X(cuCtxSetCurrent, 4000)              \
+  X(cuCtxGetCurrent, 4000)              \
+  X(cuCtxSynchronize, 2000)             \
+  X(cuMemAlloc, 3020)                   \
+  X(cuMemFree, 3020)                    \
+  X(cuMemGetInfo, 3020)                 \
+  X(cuMemGetAddressRange, 3020)         \
+  X(cuPointerGetAttribute, 4000)        \
+  X(cuModuleLoadData, 2000)             \
+  X(cuModuleGetFunction, 2000)          \
+  X(cuLaunchKernel, 4000)               \
+  X(cuMemcpyDtoH, 3020)                 \
+  X(cuMemcpyHtoD, 3020)                 \
+  X(cuMemcpyDtoDAsync, 3020)            \
+  X(cuMemcpy2DAsync, 3020)              \
+  X(cuMemcpyBatchAsync, 13000)          \
+  X(cuStreamBeginCapture, 10010)        \
+  X(cuStreamEndCapture, 10000)          \
+  X(cuGraphInstantiateWithFlags, 11040) \
+  X(cuGraphLaunch, 10000)               \
+  X(cuGraphDestroy, 10000)              \
+  X(cuGraphExecDestroy, 10000)          \
   X(cuStreamCreate, 2000) X(cuStreamDestroy, 4000) X(cuStreamSynchronize, 2000)
 
 struct Entries {
@@ -126,6 +141,49 @@ struct Engine {
   CUfunction fill, add;
 };
 
+// What there is, for the meddler.
+std::mutex all_mutex;
+std::map<CUdeviceptr, std::size_t> all_blocks;
+
+void allocate(CUdeviceptr* at, std::size_t bytes) {
+  CHECK(cu.cuMemAlloc_call(at, bytes));
+  const std::lock_guard lock(all_mutex);
+  all_blocks[*at] = bytes;
+}
+void release(CUdeviceptr at) {
+  {
+    const std::lock_guard lock(all_mutex);
+    all_blocks.erase(at);
+  }
+  CHECK(cu.cuMemFree_call(at));
+}
+
+// Any part of any allocation, also one that is being freed.
+void meddle(unsigned seed, const std::atomic<bool>& stop) {
+  const auto advise =
+      reinterpret_cast<decltype(&kvmem_advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
+  std::mt19937 random(seed);
+  while (advise != nullptr && !stop) {
+    CUdeviceptr at = 0;
+    std::size_t bytes = 0;
+    {
+      const std::lock_guard lock(all_mutex);
+      if (!all_blocks.empty()) {
+        auto block = all_blocks.begin();
+        std::advance(block, random() % all_blocks.size());
+        const std::size_t offset = random() % block->second;
+        at = block->first + offset;
+        bytes = 1 + random() % (block->second - offset);
+      }
+    }
+    if (bytes == 0) {
+      std::this_thread::yield();
+      continue;
+    }
+    (void)advise(reinterpret_cast<void*>(at), bytes, random() % 2 == 0 ? KVMEM_HOT : KVMEM_COLD);
+  }
+}
+
 void launch(CUfunction f, CUstream stream, void** params) {
   CHECK(cu.cuLaunchKernel_call(f, 1, 1, 1, 1, 1, 1, 0, stream, params, nullptr));
 }
@@ -137,6 +195,49 @@ void check(const Block& block, std::uint32_t factor = 1) {
     const auto expected = factor * (block.value + static_cast<std::uint32_t>(i));
     if (host[i] != expected) fail("wrong word", static_cast<long>(i));
   }
+}
+
+// All of a block, as rows, and what is left over in two halves.
+void copy_by_shape(CUstream stream, const Block& copy, const Block& block, std::size_t pitch) {
+  const std::size_t bytes = block.words * 4;
+  CUDA_MEMCPY2D rows{};
+  rows.srcMemoryType = rows.dstMemoryType = CU_MEMORYTYPE_DEVICE;
+  rows.srcDevice = block.at;
+  rows.dstDevice = copy.at;
+  rows.srcPitch = rows.dstPitch = rows.WidthInBytes = pitch;
+  rows.Height = bytes / pitch;
+  CHECK(cu.cuMemcpy2DAsync_call(&rows, stream));
+  const std::size_t done = rows.Height * pitch;
+  const std::size_t half = (bytes - done) / 8 * 4;
+  if (half == 0) {
+    if (bytes > done) {
+      CHECK(cu.cuMemcpyDtoDAsync_call(copy.at + done, block.at + done, bytes - done, stream));
+    }
+    return;
+  }
+  CUdeviceptr to[] = {copy.at + done, copy.at + done + half};
+  CUdeviceptr from[] = {block.at + done, block.at + done + half};
+  std::size_t sizes[] = {half, bytes - done - half};
+  CUmemcpyAttributes attributes{};
+  attributes.srcAccessOrder = CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+  std::size_t first = 0;
+  CHECK(cu.cuMemcpyBatchAsync_call(to, from, sizes, 2, &attributes, &first, 1, stream));
+}
+
+// The same as a graph, replayed: pages may move between two of its launches.
+void double_by_graph(const Engine& engine, CUstream stream, const Block& copy, const Block& block,
+                     void** sum) {
+  CUgraph graph = nullptr;
+  CUgraphExec executable = nullptr;
+  CHECK(cu.cuStreamBeginCapture_call(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+  CHECK(cu.cuMemcpyDtoDAsync_call(copy.at, block.at, block.words * 4, stream));
+  launch(engine.add, stream, sum);
+  CHECK(cu.cuStreamEndCapture_call(stream, &graph));
+  CHECK(cu.cuGraphInstantiateWithFlags_call(&executable, graph, 0));
+  CHECK(cu.cuGraphDestroy_call(graph));
+  for (int i = 0; i < 3; ++i) CHECK(cu.cuGraphLaunch_call(executable, stream));
+  CHECK(cu.cuStreamSynchronize_call(stream));
+  CHECK(cu.cuGraphExecDestroy_call(executable));
 }
 
 void query(const Engine& engine, const Block& block, std::size_t bytes) {
@@ -166,30 +267,38 @@ void work(const Engine& engine, unsigned seed, int rounds) {
     const std::size_t bytes =
         (random() % 4 == 0 ? 1 + random() % 4096 : 1 + random() % (4 << 20)) * 4;
     Block block{0, bytes / 4, static_cast<std::uint32_t>(random())};
-    CHECK(cu.cuMemAlloc_call(&block.at, bytes));
+    allocate(&block.at, bytes);
     query(engine, block, bytes);
     void* params[] = {&block.at, &block.words, &block.value};
     launch(engine.fill, stream, params);
     blocks.push_back(block);
     // A copy of it, added to it: twice every word.
     Block copy = block;
-    CHECK(cu.cuMemAlloc_call(&copy.at, bytes));
-    CHECK(cu.cuMemcpyDtoDAsync_call(copy.at, block.at, bytes, stream));
+    allocate(&copy.at, bytes);
     void* sum[] = {&copy.at, &block.at, &block.words};
-    launch(engine.add, stream, sum);
+    if (round % 3 == 0) {
+      double_by_graph(engine, stream, copy, block, sum);
+    } else {
+      if (round % 3 == 1) {
+        copy_by_shape(stream, copy, block, (1 + random() % (1 << 19)) * 4);
+      } else {
+        CHECK(cu.cuMemcpyDtoDAsync_call(copy.at, block.at, bytes, stream));
+      }
+      launch(engine.add, stream, sum);
+    }
     CHECK(cu.cuStreamSynchronize_call(stream));
     check(copy, 2);
-    CHECK(cu.cuMemFree_call(copy.at));
+    release(copy.at);
     if (blocks.size() > 3) {
       const std::size_t gone = random() % blocks.size();
       check(blocks[gone]);
-      CHECK(cu.cuMemFree_call(blocks[gone].at));
+      release(blocks[gone].at);
       blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(gone));
     }
   }
   for (const Block& block : blocks) {
     check(block);
-    CHECK(cu.cuMemFree_call(block.at));
+    release(block.at);
   }
   CHECK(cu.cuStreamDestroy_call(stream));
 }
@@ -235,12 +344,16 @@ int main(int argc, char** argv) {
   CHECK(cu.cuModuleGetFunction_call(&engine.fill, module, "engine_fill"));
   CHECK(cu.cuModuleGetFunction_call(&engine.add, module, "engine_add"));
   const auto seed = static_cast<unsigned>(std::atoi(argv[2]));
+  std::atomic<bool> stop{false};
+  std::thread meddler([seed, &stop] { meddle(seed, stop); });
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < 2; ++t) {
     threads.emplace_back(
         [&engine, seed, t, argv] { work(engine, 2 * seed + t, std::atoi(argv[3])); });
   }
   for (std::thread& thread : threads) thread.join();
+  stop = true;
+  meddler.join();
   if (argc > 4) capacity(static_cast<std::size_t>(std::atoi(argv[4])));
   CHECK(cu.cuCtxSynchronize_call());  // no error was left behind
 
@@ -250,5 +363,7 @@ int main(int argc, char** argv) {
   std::printf("alloc %lu create %lu map %lu reservations %lu mappings %lu\n", calls("cuMemAlloc"),
               calls("cuMemCreate"), calls("cuMemMap"), live(SOFTGPU_RESERVATIONS),
               live(SOFTGPU_MAPPINGS));
-  return live(SOFTGPU_RESERVATIONS) + live(SOFTGPU_MAPPINGS) == 0 ? 0 : 1;
+  // Pages that wait to be used again are mapped once each, and nothing else is.
+  const std::uint64_t pages = live(SOFTGPU_HANDLES);
+  return live(SOFTGPU_RESERVATIONS) == pages && live(SOFTGPU_MAPPINGS) == pages ? 0 : 1;
 }
