@@ -32,6 +32,7 @@ namespace kvmem::cuda {
   X(context_device, cuCtxGetDevice, 2000)                            \
   X(copy_async, cuMemcpyDtoDAsync, 3020)                             \
   X(allocate, cuMemAlloc, 3020)                                      \
+  X(allocate_pitch, cuMemAllocPitch, 3020)                           \
   X(free, cuMemFree, 3020)                                           \
   X(address_range, cuMemGetAddressRange, 3020)                       \
   X(pointer_attribute, cuPointerGetAttribute, 4000)                  \

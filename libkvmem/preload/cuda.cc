@@ -67,6 +67,73 @@ KVMEM_INTERPOSED CUresult cuMemFree(CUdeviceptr at) {
   return pass(real().free, at);
 }
 
+// Rows apart by what every device takes, for copies as for textures.
+KVMEM_INTERPOSED CUresult cuMemAllocPitch(CUdeviceptr* out, std::size_t* pitch, std::size_t width,
+                                          std::size_t height, unsigned element) {
+  constexpr std::size_t kPitch = 512;
+  const std::size_t rounded = (width + kPitch - 1) / kPitch * kPitch;
+  const bool is_sane = pitch != nullptr && width > 0 && height > 0 && width <= SIZE_MAX - kPitch &&
+                       height <= SIZE_MAX / rounded;
+  if (is_sane && rounded * height >= device::g_threshold_bytes) {
+    const CUresult result = device::allocate(out, rounded * height);
+    if (result == CUDA_SUCCESS) *pitch = rounded;
+    if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
+  }
+  return pass(real().allocate_pitch, out, pitch, width, height, element);
+}
+
+namespace {
+
+// What an order of events can be told by: the legacy stream has two names, and each thread's own is
+// another one's behind the same name.
+CUstream ordered(CUstream stream, bool own) {
+  if (stream == CU_STREAM_PER_THREAD || (stream == nullptr && own)) return device::kNoStream;
+  return stream == CU_STREAM_LEGACY ? nullptr : stream;
+}
+
+// While a stream is captured, memory is a node of its graph: the driver's.
+CUresult allocate_async(kvmem::preload::Real& real, CUdeviceptr* out, std::size_t size,
+                        CUstream stream, bool own) {
+  if (size >= device::g_threshold_bytes &&
+      !(device::g_gate.is_capturing() && kvmem::preload::is_captured(stream, own))) {
+    const CUresult result = device::allocate_on(ordered(stream, own), out, size);
+    if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
+  }
+  return real(out, size, stream);
+}
+
+CUresult free_async(kvmem::preload::Real& real, CUdeviceptr at, CUstream stream, bool own) {
+  device::Found found;
+  if (device::is_on() && device::find(at, &found) && found.begin == at) {
+    if (device::g_gate.is_capturing() && kvmem::preload::is_captured(stream, own)) {
+      return CUDA_ERROR_NOT_SUPPORTED;  // a graph would free it again and again
+    }
+    if (device::release_on(ordered(stream, own), at)) return CUDA_SUCCESS;
+  }
+  return real(at, stream);
+}
+
+}  // namespace
+
+KVMEM_EXPORTED_CALL(kvmem_allocate_async, "cuMemAllocAsync", 3, CUdeviceptr*, std::size_t,
+                    CUstream) {
+  static constinit kvmem::preload::Real real("cuMemAllocAsync");
+  return allocate_async(real, a, b, c, false);
+}
+KVMEM_EXPORTED_CALL(kvmem_allocate_async_own, "cuMemAllocAsync_ptsz", 3, CUdeviceptr*, std::size_t,
+                    CUstream) {
+  static constinit kvmem::preload::Real real("cuMemAllocAsync_ptsz");
+  return allocate_async(real, a, b, c, true);
+}
+KVMEM_EXPORTED_CALL(kvmem_free_async, "cuMemFreeAsync", 2, CUdeviceptr, CUstream) {
+  static constinit kvmem::preload::Real real("cuMemFreeAsync");
+  return free_async(real, a, b, false);
+}
+KVMEM_EXPORTED_CALL(kvmem_free_async_own, "cuMemFreeAsync_ptsz", 2, CUdeviceptr, CUstream) {
+  static constinit kvmem::preload::Real real("cuMemFreeAsync_ptsz");
+  return free_async(real, a, b, true);
+}
+
 KVMEM_INTERPOSED CUresult cuMemGetInfo(std::size_t* free, std::size_t* total) {
   const CUresult result = pass(real().memory_info, free, total);
   if (result == CUDA_SUCCESS && device::is_on()) device::adjust_info(free, total);
@@ -124,6 +191,15 @@ Hooks own_hooks() {
       {"cuGetProcAddress", "cuGetProcAddress_v2", reinterpret_cast<void*>(&kvmem_resolve), 12000},
       {"cuGetProcAddress", "cuGetProcAddress", reinterpret_cast<void*>(&kvmem_resolve_old), 11030},
       {"cuMemAlloc", "cuMemAlloc_v2", reinterpret_cast<void*>(&cuMemAlloc), 3020},
+      {"cuMemAllocPitch", "cuMemAllocPitch_v2", reinterpret_cast<void*>(&cuMemAllocPitch), 3020},
+      {"cuMemAllocAsync", "cuMemAllocAsync", reinterpret_cast<void*>(&kvmem_allocate_async), 11020,
+       Hook::Streams::kLegacy},
+      {"cuMemAllocAsync", "cuMemAllocAsync_ptsz",
+       reinterpret_cast<void*>(&kvmem_allocate_async_own), 11020, Hook::Streams::kPerThread},
+      {"cuMemFreeAsync", "cuMemFreeAsync", reinterpret_cast<void*>(&kvmem_free_async), 11020,
+       Hook::Streams::kLegacy},
+      {"cuMemFreeAsync", "cuMemFreeAsync_ptsz", reinterpret_cast<void*>(&kvmem_free_async_own),
+       11020, Hook::Streams::kPerThread},
       {"cuMemFree", "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree), 3020},
       {"cuMemGetInfo", "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo), 3020},
       {"cuMemGetAddressRange", "cuMemGetAddressRange_v2",

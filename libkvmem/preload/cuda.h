@@ -41,6 +41,8 @@ struct Hooks {
   const Hook* first;
   std::size_t count;
 };
+// Whether the stream is being captured; `own`: zero is the calling thread's own stream.
+bool is_captured(CUstream stream, bool own);
 Hooks copy_hooks();
 Hooks shape_hooks();
 Hooks work_hooks();

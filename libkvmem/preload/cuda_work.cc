@@ -11,17 +11,8 @@
 namespace {
 
 using kvmem::device::g_gate;
+using kvmem::preload::is_captured;
 using kvmem::preload::Real;
-
-// Whether the stream is being captured, by the same of the two forms as the caller's.
-bool is_captured(CUstream stream, bool own) {
-  static constinit Real legacy_form("cuStreamIsCapturing");
-  static constinit Real own_form("cuStreamIsCapturing_ptsz");
-  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-  CUstreamCaptureStatus* out = &status;
-  const CUresult result = own ? own_form(stream, out) : legacy_form(stream, out);
-  return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
-}
 
 }  // namespace
 
@@ -116,6 +107,15 @@ KVMEM_CAPTURE_END(kvmem_cuStreamEndCapture_10000, "cuStreamEndCapture", false)
 KVMEM_CAPTURE_END(kvmem_own_cuStreamEndCapture_10000, "cuStreamEndCapture_ptsz", true)
 
 namespace kvmem::preload {
+
+bool is_captured(CUstream stream, bool own) {
+  static constinit Real legacy_form("cuStreamIsCapturing");
+  static constinit Real own_form("cuStreamIsCapturing_ptsz");
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  CUstreamCaptureStatus* out = &status;
+  const CUresult result = own ? own_form(stream, out) : legacy_form(stream, out);
+  return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+}
 
 Hooks work_hooks() {
 #define KVMEM_LIST(name, version, legacy, own, ...)                                 \

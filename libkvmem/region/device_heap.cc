@@ -24,9 +24,10 @@ struct Entry {
   Found found;
   std::size_t reserved_bytes;
   DeviceRegion* region;
-  bool spills;  // has a page in host memory
-  bool freed;   // by the engine; waits for the gate
-  bool fixed;   // does not move
+  bool spills;        // has a page in host memory
+  bool freed;         // by the engine; waits for the gate
+  CUstream freed_on;  // or, before that, for an allocation on this stream
+  bool fixed;         // does not move
 };
 
 // Of a device, for the life of the process.
@@ -236,10 +237,9 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   if (!made.ok()) return code_of(made.status());
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
+  // Rather wait for what is being freed than live in host memory.
+  if (pool->available() < region->page_count()) (void)bury();
   Status mapped = map_all(*region, *pool, host != nullptr);
-  if (mapped.code() == Code::kNoMemory && freed.load(std::memory_order_relaxed) != 0 && bury()) {
-    mapped = map_all(*region, *pool, host != nullptr);
-  }
   if (!mapped.ok()) return code_of(mapped);
   const LockGuard guard(lock);
   Array<Entry>& all = entries();
@@ -250,9 +250,39 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   *out = region->address();
   const bool spills = region->place(region->page_count() - 1) == DevicePlace::kHost;
   if (spills) spilled.fetch_add(1, std::memory_order_relaxed);
-  all[at] = {{*out, size_bytes, context}, region->size_bytes(), region.get(), spills, false, false};
+  all[at] = {{*out, size_bytes, context},
+             region->size_bytes(),
+             region.get(),
+             spills,
+             false,
+             kNoStream,
+             false};
   (void)region.release();
   return CUDA_SUCCESS;
+}
+
+CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) {
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  if (out != nullptr && stream != kNoStream && freed.load(std::memory_order_relaxed) != 0 &&
+      current_device(&device, &context)) {
+    const LockGuard guard(lock);
+    for (Entry& entry : entries()) {
+      const std::size_t over = entry.reserved_bytes - size_bytes;  // or huge
+      if (!entry.freed || entry.freed_on != stream || entry.found.context != context ||
+          over >= entry.region->page_bytes()) {
+        continue;
+      }
+      entry.freed = false;
+      entry.freed_on = kNoStream;
+      entry.found.size_bytes = size_bytes;
+      freed.fetch_sub(1, std::memory_order_relaxed);
+      devices[device].allocated_bytes += entry.reserved_bytes;
+      *out = entry.found.begin;
+      return CUDA_SUCCESS;
+    }
+  }
+  return allocate(out, size_bytes);
 }
 
 bool find(CUdeviceptr at, Found* out) {
@@ -268,15 +298,19 @@ bool release(CUdeviceptr at, CUresult* result) {
   // What uses it ends first; and while a stream is captured the driver refuses, as it would have.
   *result = cuda::driver().context_synchronize();
   if (*result != CUDA_SUCCESS) return true;
-  {
-    const LockGuard guard(lock);
-    Entry* entry = entry_of(at);
-    if (entry == nullptr) return false;  // freed by another thread
-    entry->freed = true;
-    freed.fetch_add(1, std::memory_order_relaxed);
-    devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
-  }
+  if (!release_on(kNoStream, at)) return false;  // freed by another thread
   (void)bury();
+  return true;
+}
+
+bool release_on(CUstream stream, CUdeviceptr at) {
+  const LockGuard guard(lock);
+  Entry* entry = entry_of(at);
+  if (entry == nullptr || entry->found.begin != at) return false;
+  entry->freed = true;
+  entry->freed_on = stream;
+  freed.fetch_add(1, std::memory_order_relaxed);
+  devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
   return true;
 }
 
@@ -325,11 +359,14 @@ void fix(CUdeviceptr at) {
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
   CUdevice device = 0;
   CUcontext context = nullptr;
-  if (!current_device(&device, &context)) return;
+  DevicePool* pool = nullptr;
+  DevicePool* host = nullptr;
+  // Engines ask before they allocate, and plan by the answer: it must not change with the first
+  // allocation.
+  if (!current_device(&device, &context) || !pools_of(device, context, &pool, &host)) return;
   const LockGuard guard(lock);
   const Device& ours = devices[device];
-  const std::size_t held =
-      ours.pool == nullptr ? 0 : ours.pool->stats().in_existence * ours.pool->page_bytes();
+  const std::size_t held = pool->stats().in_existence * pool->page_bytes();
   const std::size_t others = *total_bytes - std::min(*total_bytes, *free_bytes + held);
   const std::size_t used = others + ours.allocated_bytes;
   *total_bytes = capacity_bytes(ours, *total_bytes);

@@ -27,6 +27,10 @@ extern Gate g_gate __attribute__((visibility("hidden")));
 
 // As cuMemAlloc. CUDA_ERROR_NOT_SUPPORTED: kvmem cannot serve, make the real call.
 CUresult allocate(CUdeviceptr* out, std::size_t size_bytes);
+// As cuMemAllocAsync: what was freed on the same stream is used again without waiting. `stream` is
+// one stream to every thread, or kNoStream.
+CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes);
+inline const CUstream kNoStream = reinterpret_cast<CUstream>(~std::uintptr_t{0});
 
 struct Found {
   CUdeviceptr begin = 0;
@@ -40,6 +44,10 @@ bool find(CUdeviceptr at, Found* out);
 // and memory go when the gate can be closed, which may be later.
 // REQUIRES: not inside the gate.
 bool release(CUdeviceptr at, CUresult* result);
+
+// As cuMemFreeAsync: nothing waits; what it held goes when memory runs short. False: `at` is not
+// where a region begins.
+bool release_on(CUstream stream, CUdeviceptr at);
 
 // The pages that [at, at + size_bytes) touches go to `place`, with what is in them; as many as
 // there is room for. The engine waits meanwhile, if it has work to start: 64 pages at a time.

@@ -27,7 +27,7 @@ mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign p
 reallocarray valloc read pread pread64 readv preadv preadv64 preadv2 preadv64v2 __read_chk __pread_chk __pread64_chk "
 # With the device path, the driver's calls that it stands before.
 if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
-  wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemFree_v2 cuMemGetInfo_v2 \
+  wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemGetInfo_v2 \
 cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
   # Each with the form that has a stream of each thread's own.
   for name in cuMemcpy cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuMemcpyDtoD_v2 cuMemsetD8_v2 cuMemsetD16_v2 cuMemsetD32_v2 \
@@ -35,7 +35,7 @@ cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
     cuMemsetD2D8_v2 cuMemsetD2D16_v2 cuMemsetD2D32_v2; do
     wanted+="$name ${name}_ptds "
   done
-  for name in cuMemcpyAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async \
+  for name in cuMemAllocAsync cuMemFreeAsync cuMemcpyAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async \
     cuMemsetD16Async cuMemsetD32Async cuMemcpy2DAsync_v2 cuMemcpy3DAsync_v2 cuMemcpy3DPeerAsync cuMemcpyPeerAsync \
     cuMemcpyBatchAsync cuMemcpyBatchAsync_v2 cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_v2 cuMemsetD2D8Async \
     cuMemsetD2D16Async cuMemsetD2D32Async cuLaunchKernel cuLaunchKernelEx cuLaunchCooperativeKernel cuGraphLaunch \

@@ -57,6 +57,9 @@ namespace {
   X(cuCtxGetCurrent, 4000)              \
   X(cuCtxSynchronize, 2000)             \
   X(cuMemAlloc, 3020)                   \
+  X(cuMemAllocPitch, 3020)              \
+  X(cuMemAllocAsync, 11020)             \
+  X(cuMemFreeAsync, 11020)              \
   X(cuMemFree, 3020)                    \
   X(cuMemGetInfo, 3020)                 \
   X(cuMemGetAddressRange, 3020)         \
@@ -145,17 +148,19 @@ struct Engine {
 std::mutex all_mutex;
 std::map<CUdeviceptr, std::size_t> all_blocks;
 
-void allocate(CUdeviceptr* at, std::size_t bytes) {
-  CHECK(cu.cuMemAlloc_call(at, bytes));
+// In the order of a stream where one is given.
+void allocate(CUdeviceptr* at, std::size_t bytes, CUstream stream = nullptr) {
+  CHECK(stream != nullptr ? cu.cuMemAllocAsync_call(at, bytes, stream)
+                          : cu.cuMemAlloc_call(at, bytes));
   const std::lock_guard lock(all_mutex);
   all_blocks[*at] = bytes;
 }
-void release(CUdeviceptr at) {
+void release(CUdeviceptr at, CUstream stream = nullptr) {
   {
     const std::lock_guard lock(all_mutex);
     all_blocks.erase(at);
   }
-  CHECK(cu.cuMemFree_call(at));
+  CHECK(stream != nullptr ? cu.cuMemFreeAsync_call(at, stream) : cu.cuMemFree_call(at));
 }
 
 // Any part of any allocation, also one that is being freed.
@@ -274,7 +279,8 @@ void work(const Engine& engine, unsigned seed, int rounds) {
     blocks.push_back(block);
     // A copy of it, added to it: twice every word.
     Block copy = block;
-    allocate(&copy.at, bytes);
+    const CUstream order = round % 4 == 2 ? stream : nullptr;
+    allocate(&copy.at, bytes, order);
     void* sum[] = {&copy.at, &block.at, &block.words};
     if (round % 3 == 0) {
       double_by_graph(engine, stream, copy, block, sum);
@@ -288,7 +294,14 @@ void work(const Engine& engine, unsigned seed, int rounds) {
     }
     CHECK(cu.cuStreamSynchronize_call(stream));
     check(copy, 2);
-    release(copy.at);
+    release(copy.at, order);
+    if (order != nullptr) {
+      // Once more, and what is left of it is freed behind work that has not begun.
+      CHECK(cu.cuMemAllocAsync_call(&copy.at, bytes, stream));
+      CHECK(cu.cuMemcpyDtoDAsync_call(copy.at, block.at, bytes, stream));
+      launch(engine.add, stream, sum);
+      CHECK(cu.cuMemFreeAsync_call(copy.at, stream));
+    }
     if (blocks.size() > 3) {
       const std::size_t gone = random() % blocks.size();
       check(blocks[gone]);
@@ -355,6 +368,12 @@ int main(int argc, char** argv) {
   stop = true;
   meddler.join();
   if (argc > 4) capacity(static_cast<std::size_t>(std::atoi(argv[4])));
+  CUdeviceptr rows = 0;
+  std::size_t pitch = 0;
+  CHECK(cu.cuMemAllocPitch_call(&rows, &pitch, 1000, 8192, 4));
+  if (pitch < 1000 || pitch % 4 != 0) fail("pitch", static_cast<long>(pitch));
+  query(engine, {rows, 0, 0}, pitch * 8192);
+  CHECK(cu.cuMemFree_call(rows));     // and with it what still waited to be freed
   CHECK(cu.cuCtxSynchronize_call());  // no error was left behind
 
   auto* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
