@@ -97,10 +97,8 @@ Settings read_settings(char* const* environment) {
   if (const char* text = lookup(environment, "KVMEM_HBM")) {
     s.hbm_bytes = parse_bytes(text, s.hbm_bytes);
   }
-  s.gpu_capacity_bytes = s.hbm_bytes;
   if (const char* text = lookup(environment, "KVMEM_GPU_CAPACITY")) {
-    const std::size_t bytes = parse_bytes(text, s.hbm_bytes);
-    if (bytes > s.hbm_bytes) s.gpu_capacity_bytes = bytes;
+    s.gpu_capacity_bytes = parse_bytes(text, 0);
   }
   if (const char* text = lookup(environment, "KVMEM_THRESHOLD")) {
     s.threshold_bytes = parse_bytes(text, s.threshold_bytes);

@@ -6,9 +6,9 @@
 //   KVMEM_THRESHOLD=BYTES  smallest allocation that becomes a region (K, M, G understood)
 //   KVMEM_TAG=TEXT         name of this engine in kvmemctl; default: the program's
 //   KVMEM_DEVICE=1         device memory, too, becomes regions (under construction: off by default)
-//   KVMEM_HBM=BYTES        how much memory of each GPU this engine may use; default: all of it
-//   KVMEM_GPU_CAPACITY=BYTES  how much it is told that each has; what KVMEM_HBM does not grant is
-//                          host memory at the same addresses. Default: as KVMEM_HBM
+//   KVMEM_HBM=BYTES        how much memory of each GPU this engine's regions may use; default: all
+//   KVMEM_GPU_CAPACITY=BYTES  with a smaller KVMEM_HBM: how much cuMemGetInfo says that each has;
+//                          what KVMEM_HBM does not grant is host memory at the same addresses
 //   KVMEM_VERBOSE=1        more than one line on standard error
 //   KVMEM_USER_FAULTS_ONLY=1  accept a userfaultfd that cannot serve the kernel's own faults:
 //                          read(2) into a cold page then fails with EFAULT
@@ -26,7 +26,7 @@ struct Settings {
   bool user_faults_only = false;
   bool device = false;
   std::size_t hbm_bytes = SIZE_MAX;
-  std::size_t gpu_capacity_bytes = SIZE_MAX;  // at least hbm_bytes
+  std::size_t gpu_capacity_bytes = 0;  // 0: not set
   std::size_t threshold_bytes = std::size_t{32} << 20;
   char socket_path[108] = {};  // sun_path
   char tag[64] = {};

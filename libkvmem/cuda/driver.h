@@ -15,7 +15,12 @@ namespace kvmem::cuda {
 #define KV_CUDA_ENTRIES(X)                                           \
   X(driver_get_version, cuDriverGetVersion, 2020)                    \
   X(get_error_name, cuGetErrorName, 6000)                            \
+  X(device_get_count, cuDeviceGetCount, 2000)                        \
   X(device_get_attribute, cuDeviceGetAttribute, 2000)                \
+  X(primary_retain, cuDevicePrimaryCtxRetain, 7000)                  \
+  X(stream_create, cuStreamCreate, 2000)                             \
+  X(stream_destroy, cuStreamDestroy, 4000)                           \
+  X(stream_synchronize, cuStreamSynchronize, 2000)                   \
   X(context_push, cuCtxPushCurrent, 4000)                            \
   X(context_pop, cuCtxPopCurrent, 4000)                              \
   X(context_get, cuCtxGetCurrent, 4000)                              \

@@ -12,7 +12,7 @@
  *   -ENOMEM    no memory, address space or quota; or part of a range is no region
  *   -ENOTSUP   kvmem is switched off (KVMEM=off)
  *   -ENOTCONN  no daemon can be reached now; what exists stays valid
- *   -EAGAIN    no thread could be started
+ *   -EAGAIN    no thread could be started; or see kvmem_advise
  */
 #ifndef KVMEM_H
 #define KVMEM_H
@@ -69,7 +69,8 @@ enum kvmem_advice {
  * In memory of a GPU (cuMemAlloc and its kin, with KVMEM_DEVICE=1) the range lies within one
  * allocation, and pages move before this returns, once the work that was started is done: with HOT,
  * PIN and PREFETCH into the GPU's own memory, with COLD into host memory at the same address. Not
- * while the calling thread captures a stream. */
+ * while the calling thread captures a stream. PIN: -EAGAIN if the engine was too busy; it stays
+ * until COLD is said of it, UNPIN means nothing. */
 int kvmem_advise(const void* address, size_t size_bytes, enum kvmem_advice advice) KVMEM_NOEXCEPT;
 
 /* Where a page is. */

@@ -29,6 +29,14 @@ CUresult pass(Call call, Args... args) {
   return call != nullptr ? call(args...) : CUDA_ERROR_NOT_SUPPORTED;
 }
 
+// The driver's own allocations come before what kvmem keeps to use again.
+template <class Call>
+CUresult allocate_or_shrink(Call call) {
+  const CUresult result = call();
+  const bool again = result == CUDA_ERROR_OUT_OF_MEMORY && device::is_on() && device::shrink();
+  return again ? call() : result;
+}
+
 // What cuMemAlloc's memory says of itself, for a region; false: the driver knows.
 bool region_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at) {
   device::Found found;
@@ -58,7 +66,7 @@ KVMEM_INTERPOSED CUresult cuMemAlloc(CUdeviceptr* out, std::size_t size) {
     const CUresult result = device::allocate(out, size);
     if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
   }
-  return pass(real().allocate, out, size);
+  return allocate_or_shrink([=] { return pass(real().allocate, out, size); });
 }
 
 KVMEM_INTERPOSED CUresult cuMemFree(CUdeviceptr at) {
@@ -79,7 +87,8 @@ KVMEM_INTERPOSED CUresult cuMemAllocPitch(CUdeviceptr* out, std::size_t* pitch, 
     if (result == CUDA_SUCCESS) *pitch = rounded;
     if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
   }
-  return pass(real().allocate_pitch, out, pitch, width, height, element);
+  return allocate_or_shrink(
+      [=] { return pass(real().allocate_pitch, out, pitch, width, height, element); });
 }
 
 namespace {
@@ -99,7 +108,7 @@ CUresult allocate_async(kvmem::preload::Real& real, CUdeviceptr* out, std::size_
     const CUresult result = device::allocate_on(ordered(stream, own), out, size);
     if (result != CUDA_ERROR_NOT_SUPPORTED) return result;
   }
-  return real(out, size, stream);
+  return allocate_or_shrink([&] { return real(out, size, stream); });
 }
 
 CUresult free_async(kvmem::preload::Real& real, CUdeviceptr at, CUstream stream, bool own) {
@@ -132,6 +141,12 @@ KVMEM_EXPORTED_CALL(kvmem_free_async, "cuMemFreeAsync", 2, CUdeviceptr, CUstream
 KVMEM_EXPORTED_CALL(kvmem_free_async_own, "cuMemFreeAsync_ptsz", 2, CUdeviceptr, CUstream) {
   static constinit kvmem::preload::Real real("cuMemFreeAsync_ptsz");
   return free_async(real, a, b, true);
+}
+
+// Another stream may get the same handle.
+KVMEM_INTERPOSED CUresult cuStreamDestroy(CUstream stream) {
+  if (device::is_on()) device::forget_stream(stream);
+  return pass(real().stream_destroy, stream);
 }
 
 KVMEM_INTERPOSED CUresult cuMemGetInfo(std::size_t* free, std::size_t* total) {
@@ -200,6 +215,7 @@ Hooks own_hooks() {
        Hook::Streams::kLegacy},
       {"cuMemFreeAsync", "cuMemFreeAsync_ptsz", reinterpret_cast<void*>(&kvmem_free_async_own),
        11020, Hook::Streams::kPerThread},
+      {"cuStreamDestroy", "cuStreamDestroy_v2", reinterpret_cast<void*>(&cuStreamDestroy), 4000},
       {"cuMemFree", "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree), 3020},
       {"cuMemGetInfo", "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo), 3020},
       {"cuMemGetAddressRange", "cuMemGetAddressRange_v2",

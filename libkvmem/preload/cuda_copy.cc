@@ -43,8 +43,8 @@ CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, 
   const kvmem::Gate::Pass pass(g_gate);
   if (g_gate.is_capturing()) fix(to);
   for (;;) {
-    const std::size_t part =
-        count > SIZE_MAX / element ? count : piece(to, count * element) / element;
+    std::size_t part = count > SIZE_MAX / element ? count : piece(to, count * element) / element;
+    if (part == 0) part = count;  // not aligned to its elements: the driver says so
     const CUresult result = fill(to, part);
     if (result != CUDA_SUCCESS || part == count) return result;
     to += part * element;

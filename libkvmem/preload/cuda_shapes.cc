@@ -143,6 +143,7 @@ CUresult fill_parts(CUdeviceptr at, std::size_t pitch, std::size_t element, std:
     return fill_parts(at + half * pitch, pitch, element, width, height - half, call);
   }
   const std::size_t first = piece(at, e.width) / element;
+  if (first == 0) return call(at, width, height);  // not aligned to its elements
   const CUresult result = call(at, first, height);
   if (result != CUDA_SUCCESS) return result;
   return fill_parts(at + first * element, pitch, element, width - first, height, call);

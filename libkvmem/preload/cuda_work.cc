@@ -1,6 +1,7 @@
 // Calls that start work on a GPU, other than plain copies: launches, graphs, operations on memory
-// by a stream, copies between devices and arrays. They pass the gate, and nothing else. And the
-// begin and end of captures, during which the gate cannot be closed.
+// by a stream, functions of the host behind them, copies between devices and arrays. They pass the
+// gate, and nothing else (so the copies among them are not cut where a range lies in two places).
+// And the begin and end of captures, during which the gate cannot be closed.
 //
 // All have the driver's own names, by label, as in cuda_copy.cc.
 #include <cuda.h>
@@ -26,6 +27,10 @@ using kvmem::preload::Real;
   CALL(cuLaunchCooperativeKernel, 9000, "cuLaunchCooperativeKernel",                              \
        "cuLaunchCooperativeKernel_ptsz", 10, CUfunction, unsigned, unsigned, unsigned, unsigned,  \
        unsigned, unsigned, unsigned, CUstream, void**)                                            \
+  CALL(cuLaunchHostFunc, 10000, "cuLaunchHostFunc", "cuLaunchHostFunc_ptsz", 3, CUstream,         \
+       CUhostFn, void*)                                                                           \
+  CALL(cuStreamAddCallback, 5000, "cuStreamAddCallback", "cuStreamAddCallback_ptsz", 4, CUstream, \
+       CUstreamCallback, void*, unsigned)                                                         \
   CALL(cuGraphLaunch, 10000, "cuGraphLaunch", "cuGraphLaunch_ptsz", 2, CUgraphExec, CUstream)     \
   CALL(cuGraphUpload, 11010, "cuGraphUpload", "cuGraphUpload_ptsz", 2, CUgraphExec, CUstream)     \
   CALL(cuStreamBatchMemOp, 11070, "cuStreamBatchMemOp_v2", "cuStreamBatchMemOp_v2_ptsz", 4,       \
@@ -59,7 +64,18 @@ using kvmem::preload::Real;
   CALL(cuMemcpy3DBatchAsync, 13000, "cuMemcpy3DBatchAsync_v2", "cuMemcpy3DBatchAsync_v2_ptsz", 4, \
        std::size_t, CUDA_MEMCPY3D_BATCH_OP*, unsigned long long, CUstream)                        \
   CALL(cuMemcpy3DBatchAsync, 12080, "cuMemcpy3DBatchAsync", "cuMemcpy3DBatchAsync_ptsz", 5,       \
-       std::size_t, CUDA_MEMCPY3D_BATCH_OP*, std::size_t*, unsigned long long, CUstream)
+       std::size_t, CUDA_MEMCPY3D_BATCH_OP*, std::size_t*, unsigned long long, CUstream)          \
+  CALL(cuMemBatchDecompressAsync, 12060, "cuMemBatchDecompressAsync",                             \
+       "cuMemBatchDecompressAsync_ptsz", 5, CUmemDecompressParams*, std::size_t, unsigned,        \
+       std::size_t*, CUstream)
+
+// And those without a form for each thread's own stream.
+#define KVMEM_PLAIN_CALLS(CALL)                                                               \
+  CALL(cuLaunchCooperativeKernelMultiDevice, 9000, "cuLaunchCooperativeKernelMultiDevice", 3, \
+       CUDA_LAUNCH_PARAMS*, unsigned, unsigned)                                               \
+  CALL(cuLaunch, 2000, "cuLaunch", 1, CUfunction)                                             \
+  CALL(cuLaunchGrid, 2000, "cuLaunchGrid", 3, CUfunction, int, int)                           \
+  CALL(cuLaunchGridAsync, 2000, "cuLaunchGridAsync", 4, CUfunction, int, int, CUstream)
 
 // The same for what begins a capture.
 #define KVMEM_CAPTURES(CALL)                                                                      \
@@ -91,7 +107,10 @@ using kvmem::preload::Real;
 #define KVMEM_DEFINE_CAPTURE(name, version, legacy, own, ...)    \
   KVMEM_CAPTURING(kvmem_##name##_##version, legacy, __VA_ARGS__) \
   KVMEM_CAPTURING(kvmem_own_##name##_##version, own, __VA_ARGS__)
+#define KVMEM_DEFINE_PLAIN(name, version, symbol, ...) \
+  KVMEM_GATED(kvmem_##name##_##version, symbol, __VA_ARGS__)
 KVMEM_CALLS(KVMEM_DEFINE_CALL)
+KVMEM_PLAIN_CALLS(KVMEM_DEFINE_PLAIN)
 KVMEM_CAPTURES(KVMEM_DEFINE_CAPTURE)
 
 // A capture has ended when its stream says so: the call can fail and end it, or fail and not.
@@ -123,8 +142,11 @@ Hooks work_hooks() {
    Hook::Streams::kLegacy},                                                         \
       {#name, own, reinterpret_cast<void*>(&kvmem_own_##name##_##version), version, \
        Hook::Streams::kPerThread},
-  static const Hook table[] = {KVMEM_CALLS(KVMEM_LIST) KVMEM_CAPTURES(KVMEM_LIST) KVMEM_LIST(
-      cuStreamEndCapture, 10000, "cuStreamEndCapture", "cuStreamEndCapture_ptsz")};
+#define KVMEM_LIST_PLAIN(name, version, symbol, ...) \
+  {#name, symbol, reinterpret_cast<void*>(&kvmem_##name##_##version), version},
+  static const Hook table[] = {
+      KVMEM_PLAIN_CALLS(KVMEM_LIST_PLAIN) KVMEM_CALLS(KVMEM_LIST) KVMEM_CAPTURES(KVMEM_LIST)
+          KVMEM_LIST(cuStreamEndCapture, 10000, "cuStreamEndCapture", "cuStreamEndCapture_ptsz")};
   return {table, sizeof table / sizeof table[0]};
 }
 

@@ -55,7 +55,8 @@ bool is_device_advice(const void* address, std::size_t size_bytes, kvmem_advice 
   using kvmem::DevicePlace;
   const auto at = reinterpret_cast<std::uintptr_t>(address);
   kvmem::device::Found found;
-  if (!kvmem::device::is_on() || !kvmem::device::find(at, &found)) return false;
+  if (kvmem::in_arena(address) || !kvmem::device::is_on() || !kvmem::device::find(at, &found))
+    return false;
   if (size_bytes == 0 || size_bytes > found.size_bytes - (at - found.begin)) {
     *error = -ENOMEM;
     return true;
@@ -65,7 +66,9 @@ bool is_device_advice(const void* address, std::size_t size_bytes, kvmem_advice 
   std::uint32_t moved = 0;
   const kvmem::Status status = kvmem::device::move(at, size_bytes, place, &moved);
   // Only a pin is more than a hint.
-  if (!status.ok() && advice == KVMEM_PIN) *error = -ENOMEM;
+  if (!status.ok() && advice == KVMEM_PIN) {
+    *error = status.code() == kvmem::Code::kBusy ? -EAGAIN : -ENOMEM;
+  }
   return true;
 }
 #endif

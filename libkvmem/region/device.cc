@@ -121,13 +121,20 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace p
 
 Status DeviceRegion::copy_to(std::uint32_t first, std::uint32_t end, DevicePlace place,
                              const DevicePool::Page* next) const {
+  // On a stream of its own: of the engine's work nothing is waited for that may begin meanwhile.
   const cuda::Driver& driver = cuda::driver();
-  for (std::uint32_t i = first; i < end; ++i) {
+  CUstream stream = nullptr;
+  KV_TRY(cuda::status_of(driver.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
+  Status status;
+  for (std::uint32_t i = first; i < end && status.ok(); ++i) {
     if (!is_elsewhere(i, place)) continue;
-    KV_TRY(cuda::status_of(driver.copy_async(next++->home, at(i), page_bytes(), nullptr),
-                           "cuMemcpyDtoDAsync"));
+    status = cuda::status_of(driver.copy_async(next++->home, at(i), page_bytes(), stream),
+                             "cuMemcpyDtoDAsync");
   }
-  return cuda::status_of(driver.context_synchronize(), "cuCtxSynchronize");
+  // Also after an error: copies that were started still write to these pages.
+  const Status done = cuda::status_of(driver.stream_synchronize(stream), "cuStreamSynchronize");
+  (void)driver.stream_destroy(stream);
+  return status.ok() ? done : status;
 }
 
 Status DeviceRegion::exchange_run(std::uint32_t first, std::uint32_t end, DevicePlace place,

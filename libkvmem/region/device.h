@@ -9,12 +9,14 @@
 //   mapped  -> leaving   leave(): not needed; still mapped, nothing is asked of the driver
 //   leaving -> mapped    map(): wanted again before it went
 //   leaving -> absent    settle(): unmapped, the page is the pool's again
+//   mapped  -> absent    move() failed twice over (kCorrupt): who touches the page faults
 //
 // Page tables are edited in runs: a map() costs one cuMemMap a page and one cuMemSetAccess for each
 // contiguous run of new pages, a settle() one cuMemUnmap for each run, a move() both.
 //
 // The driver orders none of this against kernels that run: map() on an address a kernel may know,
-// and every settle() and move(), is called with the gate closed (gate.h). One thread at a time.
+// and every settle() and move() of such pages, is called with the gate closed (gate.h). One thread
+// at a time.
 #pragma once
 
 #include <cstddef>

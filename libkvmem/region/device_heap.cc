@@ -19,15 +19,20 @@ namespace {
 constexpr int kDevicesMax = 64;
 // What is moved while the gate is closed once: 128 MiB, 3 ms at 50 GB/s.
 constexpr std::uint32_t kPagesPerClosing = 64;
+// How often, and for how long each time, an allocation waits for what is freed before it is out of
+// memory.
+constexpr int kTriesMax = 20;
+constexpr std::uint64_t kTryNs = 100'000'000;
 
 struct Entry {
   Found found;
   std::size_t reserved_bytes;
   DeviceRegion* region;
-  bool spills;        // has a page in host memory
-  bool freed;         // by the engine; waits for the gate
-  CUstream freed_on;  // or, before that, for an allocation on this stream
-  bool fixed;         // does not move
+  bool spills;         // has a page in host memory
+  bool freed;          // by the engine; waits for the gate
+  CUstream freed_on;   // or, before that, for an allocation on this stream
+  CUcontext freed_in;  // of this context
+  bool fixed;          // does not move
 };
 
 // Of a device, for the life of the process.
@@ -36,6 +41,8 @@ struct Device {
   DevicePool* host;  // null: none, the device is all there is
   bool refused;      // and there will be none
   std::size_t allocated_bytes;
+  std::size_t hbm_bytes;  // of its own memory, for the engine
+  std::size_t host_bytes;
 };
 
 // Regions with a page in host memory. Written under the lock; a reader that sees none sees it for a
@@ -43,7 +50,7 @@ struct Device {
 std::atomic<std::size_t> spilled{0};
 std::atomic<std::size_t> freed{0};  // regions that wait for the gate; written under the lock
 
-// Taken inside the gate, or with it closed; nobody closes the gate while holding it.
+// Taken at any time; nobody closes the gate while holding it.
 Lock lock;
 Device devices[kDevicesMax] GUARDED_BY(lock);
 Array<Entry>& entries() REQUIRES(lock);
@@ -64,10 +71,16 @@ std::size_t position(CUdeviceptr at) REQUIRES(lock) {
 
 void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock) {
   DevicePool::Options options;
-  options.context = context;
+  // A context of the engine's own may end before its memory does.
+  if (cuda::driver().primary_retain(&options.context, index) != CUDA_SUCCESS) {
+    options.context = context;
+  }
   options.device = index;
   options.location = {CU_MEM_LOCATION_TYPE_DEVICE, index};
-  options.bytes_max = g_settings.hbm_bytes;
+  std::size_t free = 0;
+  std::size_t total = 0;
+  (void)cuda::driver().memory_info(&free, &total);
+  options.bytes_max = device.hbm_bytes = std::min(total, g_settings.hbm_bytes);
   auto made = DevicePool::create(options);
   if (!made.ok()) {
     device.refused = true;
@@ -76,11 +89,15 @@ void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock
     return;
   }
   device.pool = (*std::move(made)).release();
-  if (g_settings.gpu_capacity_bytes <= g_settings.hbm_bytes) return;
+  if (g_settings.gpu_capacity_bytes == 0) return;
+  if (g_settings.gpu_capacity_bytes <= device.hbm_bytes) {
+    notice("KVMEM_GPU_CAPACITY is no more than the GPU's own memory: set a smaller KVMEM_HBM too");
+    return;
+  }
   int node = 0;
   (void)cuda::driver().device_get_attribute(&node, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, index);
   options.location = {CU_MEM_LOCATION_TYPE_HOST_NUMA, node < 0 ? 0 : node};
-  options.bytes_max = g_settings.gpu_capacity_bytes - g_settings.hbm_bytes;
+  options.bytes_max = g_settings.gpu_capacity_bytes - device.hbm_bytes;
   made = DevicePool::create(options);
   if (!made.ok()) {
     // Some drivers refuse it on some nodes (nccl issue 2190).
@@ -89,6 +106,7 @@ void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock
     return;
   }
   device.host = (*std::move(made)).release();
+  device.host_bytes = options.bytes_max;
 }
 
 // The live entry `at` is in; null: none.
@@ -99,7 +117,7 @@ Entry* entry_of(CUdeviceptr at) REQUIRES(lock) {
   return found ? entry : nullptr;
 }
 
-// All that was started on any context that has allocated is done.
+// All that was started on any context that has a region is done.
 Status drain(void* /*argument*/) {
   Array<CUcontext> contexts;
   {
@@ -114,14 +132,17 @@ Status drain(void* /*argument*/) {
   for (const CUcontext context : contexts) {
     const cuda::ContextScope current(context);
     if (!current.status().ok()) continue;  // the engine has destroyed it, and with it its work
-    KV_TRY(cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize"));
+    const Status status = cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize");
+    if (status.code() != Code::kPeerGone) KV_TRY(status);
   }
   return {};
 }
 
+bool any_freed() { return freed.load(std::memory_order_acquire) != 0; }
+
 // Regions that the engine has freed give addresses and memory back. False: not now.
 bool bury() {
-  if (freed.load(std::memory_order_relaxed) == 0) return true;
+  if (!any_freed()) return true;
   if (!g_gate.close(drain, nullptr).ok()) return false;
   for (;;) {
     DeviceRegion* region = nullptr;
@@ -131,14 +152,69 @@ bool bury() {
       Entry* entry = std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed; });
       if (entry == all.end()) break;
       region = entry->region;
+      if (entry->spills) spilled.fetch_sub(1, std::memory_order_relaxed);
       std::copy(entry + 1, all.end(), entry);
       all.shrink(all.size() - 1);
-      freed.fetch_sub(1, std::memory_order_relaxed);
     }
     HeapDelete{}(region);
+    freed.fetch_sub(1, std::memory_order_release);  // only now is there room
   }
   g_gate.open();
   return true;
+}
+
+// The thread that buries. It alone closes the gate for that: to an engine's thread, waiting for all
+// that others have started could be waiting for itself.
+sys::FutexWord to_bury{0};  // counted up when there is something to bury
+sys::FutexWord buried{0};   // counted up after each try
+pthread_once_t reaper_once = PTHREAD_ONCE_INIT;
+
+void* reap(void* /*unused*/) {
+  constexpr std::uint64_t kPauseMinNs = 100'000;
+  constexpr std::uint64_t kPauseMaxNs = 50'000'000;
+  (void)sys::block_signals();
+  for (std::uint64_t pause_ns = kPauseMinNs;;) {
+    const std::uint32_t seen = to_bury.load(std::memory_order_acquire);
+    const bool done = bury();
+    buried.fetch_add(1, std::memory_order_release);
+    sys::futex_wake(buried, INT32_MAX);
+    if (done) {
+      pause_ns = kPauseMinNs;
+      sys::futex_wait(to_bury, seen);
+    } else {
+      sys::sleep_ns(pause_ns);
+      pause_ns = std::min(2 * pause_ns, kPauseMaxNs);
+    }
+  }
+}
+
+void start_reaper() {
+  pthread_attr_t attributes;
+  pthread_t thread{};
+  ::pthread_attr_init(&attributes);
+  ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  (void)::pthread_create(&thread, &attributes, reap, nullptr);  // none: freed memory stays
+  ::pthread_attr_destroy(&attributes);
+}
+
+void wake_reaper() {
+  ::pthread_once(&reaper_once, start_reaper);
+  to_bury.fetch_add(1, std::memory_order_release);
+  sys::futex_wake(to_bury, 1);
+}
+
+// Waits until `pool` has room for `pages`, or nothing is left that could make room, or too long.
+void await_room(const DevicePool& pool, std::uint64_t pages) {
+  constexpr std::uint64_t kTooLongNs = 2'000'000'000;
+  const std::uint64_t begin_ns = sys::now_ns();
+  for (;;) {
+    const std::uint32_t seen = buried.load(std::memory_order_acquire);
+    if (!any_freed() || pool.available() >= pages) return;
+    const std::uint64_t waited_ns = sys::now_ns() - begin_ns;
+    if (waited_ns >= kTooLongNs) return;
+    wake_reaper();
+    sys::futex_wait_for(buried, seen, kTooLongNs - waited_ns);
+  }
 }
 
 // False: kvmem cannot serve this device. `context` is current.
@@ -156,15 +232,11 @@ bool current_device(CUdevice* device, CUcontext* context) {
          driver.context_device(device) == CUDA_SUCCESS && *device >= 0 && *device < kDevicesMax;
 }
 
-// What the device has for the engine, which is in host memory in part.
-std::size_t capacity_bytes(const Device& device, std::size_t total_bytes) REQUIRES(lock) {
-  const std::size_t hbm = std::min(total_bytes, g_settings.hbm_bytes);
-  return device.host == nullptr ? hbm : hbm + g_settings.gpu_capacity_bytes - g_settings.hbm_bytes;
-}
-
 CUresult code_of(const Status& status) {
-  return status.code() == Code::kNoMemory ? CUDA_ERROR_OUT_OF_MEMORY
-                                          : static_cast<CUresult>(status.detail());
+  // A size that cannot be is more than there is; what kvmem cannot serve the driver may.
+  if (status.code() == Code::kNoMemory) return CUDA_ERROR_OUT_OF_MEMORY;
+  if (status.detail() != 0) return static_cast<CUresult>(status.detail());
+  return status.code() == Code::kInvalid ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_NOT_SUPPORTED;
 }
 
 // The first pages on the device, as far as it has room, the rest in host memory.
@@ -238,8 +310,15 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
   // Rather wait for what is being freed than live in host memory.
-  if (pool->available() < region->page_count()) (void)bury();
+  await_room(*pool, region->page_count());
   Status mapped = map_all(*region, *pool, host != nullptr);
+  // The device may be full although the budget is not.
+  for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory && any_freed(); ++n) {
+    const std::uint32_t seen = buried.load(std::memory_order_acquire);
+    wake_reaper();
+    sys::futex_wait_for(buried, seen, kTryNs);
+    mapped = map_all(*region, *pool, host != nullptr);
+  }
   if (!mapped.ok()) return code_of(mapped);
   const LockGuard guard(lock);
   Array<Entry>& all = entries();
@@ -256,6 +335,7 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
              spills,
              false,
              kNoStream,
+             nullptr,
              false};
   (void)region.release();
   return CUDA_SUCCESS;
@@ -264,12 +344,16 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
 CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) {
   CUdevice device = 0;
   CUcontext context = nullptr;
+  int gpus = 0;
+  if (!cuda::load().ok() || cuda::driver().device_get_count(&gpus) != CUDA_SUCCESS || gpus != 1) {
+    return CUDA_ERROR_NOT_SUPPORTED;
+  }
   if (out != nullptr && stream != kNoStream && freed.load(std::memory_order_relaxed) != 0 &&
       current_device(&device, &context)) {
     const LockGuard guard(lock);
     for (Entry& entry : entries()) {
       const std::size_t over = entry.reserved_bytes - size_bytes;  // or huge
-      if (!entry.freed || entry.freed_on != stream || entry.found.context != context ||
+      if (!entry.freed || entry.freed_on != stream || entry.freed_in != context ||
           over >= entry.region->page_bytes()) {
         continue;
       }
@@ -295,23 +379,37 @@ bool find(CUdeviceptr at, Found* out) {
 bool release(CUdeviceptr at, CUresult* result) {
   Found found;
   if (!find(at, &found) || found.begin != at) return false;
-  // What uses it ends first; and while a stream is captured the driver refuses, as it would have.
-  *result = cuda::driver().context_synchronize();
+  // What uses it ends first. While a stream is captured that must not be asked for; the gate waits
+  // for both.
+  *result = g_gate.is_capturing() ? CUDA_SUCCESS : cuda::driver().context_synchronize();
   if (*result != CUDA_SUCCESS) return true;
-  if (!release_on(kNoStream, at)) return false;  // freed by another thread
-  (void)bury();
-  return true;
+  return release_on(kNoStream, at);  // if not: freed by another thread
 }
 
 bool release_on(CUstream stream, CUdeviceptr at) {
-  const LockGuard guard(lock);
-  Entry* entry = entry_of(at);
-  if (entry == nullptr || entry->found.begin != at) return false;
-  entry->freed = true;
-  entry->freed_on = stream;
-  freed.fetch_add(1, std::memory_order_relaxed);
-  devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
+  CUcontext context = nullptr;
+  (void)cuda::driver().context_get(&context);
+  {
+    const LockGuard guard(lock);
+    Entry* entry = entry_of(at);
+    if (entry == nullptr || entry->found.begin != at) return false;
+    entry->freed = true;
+    entry->freed_on = stream;
+    entry->freed_in = context;
+    freed.fetch_add(1, std::memory_order_relaxed);
+    devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
+  }
+  // What was freed on a stream is kept for that stream until somebody needs the room.
+  if (stream == kNoStream) wake_reaper();
   return true;
+}
+
+void forget_stream(CUstream stream) {
+  if (!any_freed()) return;
+  const LockGuard guard(lock);
+  for (Entry& entry : entries()) {
+    if (entry.freed && entry.freed_on == stream) entry.freed_on = kNoStream;
+  }
 }
 
 Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved) {
@@ -356,6 +454,20 @@ void fix(CUdeviceptr at) {
   if (Entry* entry = entry_of(at); entry != nullptr) entry->fixed = true;
 }
 
+bool shrink() {
+  CUdevice device = 0;
+  CUcontext context = nullptr;
+  if (!current_device(&device, &context)) return false;
+  DevicePool* pool = nullptr;
+  {
+    const LockGuard guard(lock);
+    pool = devices[device].pool;
+  }
+  if (pool == nullptr) return false;
+  await_room(*pool, UINT64_MAX);  // all that can be had
+  return pool->trim(SIZE_MAX) > 0;
+}
+
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
   CUdevice device = 0;
   CUcontext context = nullptr;
@@ -363,14 +475,16 @@ void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
   DevicePool* host = nullptr;
   // Engines ask before they allocate, and plan by the answer: it must not change with the first
   // allocation.
-  if (!current_device(&device, &context) || !pools_of(device, context, &pool, &host)) return;
+  if (!cuda::load().ok() || !current_device(&device, &context) ||
+      !pools_of(device, context, &pool, &host))
+    return;
   const LockGuard guard(lock);
   const Device& ours = devices[device];
   const std::size_t held = pool->stats().in_existence * pool->page_bytes();
-  const std::size_t others = *total_bytes - std::min(*total_bytes, *free_bytes + held);
-  const std::size_t used = others + ours.allocated_bytes;
-  *total_bytes = capacity_bytes(ours, *total_bytes);
-  *free_bytes = *total_bytes - std::min(*total_bytes, used);
+  // What others use of the device counts as far as it takes from what is granted.
+  const std::size_t lacking = ours.hbm_bytes - std::min(ours.hbm_bytes, *free_bytes + held);
+  *total_bytes = ours.hbm_bytes + ours.host_bytes;
+  *free_bytes = *total_bytes - std::min(*total_bytes, lacking + ours.allocated_bytes);
 }
 
 }  // namespace kvmem::device

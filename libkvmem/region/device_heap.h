@@ -1,8 +1,8 @@
 // Device heap: what an engine allocates on its GPUs, as device regions; behind cuMemAlloc and its
-// kin. Each GPU has a pool, made at the first allocation there.
+// kin. Each GPU has two pools, of its own memory and of host memory, made at the first allocation
+// there or when the engine first asks how much there is.
 //
-// Any thread. Nothing here starts, loads or asks anything before an engine's first large
-// allocation.
+// Any thread. Nothing here starts, loads or asks anything before that.
 #pragma once
 
 #include <cuda.h>
@@ -28,7 +28,8 @@ extern Gate g_gate __attribute__((visibility("hidden")));
 // As cuMemAlloc. CUDA_ERROR_NOT_SUPPORTED: kvmem cannot serve, make the real call.
 CUresult allocate(CUdeviceptr* out, std::size_t size_bytes);
 // As cuMemAllocAsync: what was freed on the same stream is used again without waiting. `stream` is
-// one stream to every thread, or kNoStream.
+// one stream to every thread, or kNoStream. With several GPUs a stream may be another one's than
+// the current: not served.
 CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes);
 inline const CUstream kNoStream = reinterpret_cast<CUstream>(~std::uintptr_t{0});
 
@@ -40,14 +41,15 @@ struct Found {
 // False: not in a region.
 bool find(CUdeviceptr at, Found* out);
 
-// As cuMemFree: waits for the context's work. False: `at` is not where a region begins. Addresses
-// and memory go when the gate can be closed, which may be later.
-// REQUIRES: not inside the gate.
+// As cuMemFree: waits for the current context's work. False: `at` is not where a region begins.
+// Addresses and memory go when the gate has been closed; a thread of kvmem's sees to that, so that
+// no thread of the engine's waits for more than it would have.
 bool release(CUdeviceptr at, CUresult* result);
 
-// As cuMemFreeAsync: nothing waits; what it held goes when memory runs short. False: `at` is not
-// where a region begins.
+// As cuMemFreeAsync: nothing waits. False: `at` is not where a region begins.
 bool release_on(CUstream stream, CUdeviceptr at);
+// A stream ends, and its handle may become another one's.
+void forget_stream(CUstream stream);
 
 // The pages that [at, at + size_bytes) touches go to `place`, with what is in them; as many as
 // there is room for. The engine waits meanwhile, if it has work to start: 64 pages at a time.
@@ -65,8 +67,11 @@ std::size_t piece(CUdeviceptr at, std::size_t size_bytes);
 // piece, and by what was behind the addresses when it was recorded. REQUIRES: inside the gate.
 void fix(CUdeviceptr at);
 
+// Gives back to the driver what waits to be used again. False: there was nothing.
+bool shrink();
+
 // What the driver says of the current device's memory, as it would be if the device had what
-// KVMEM_HBM grants and the pool held nothing.
+// KVMEM_HBM grants and KVMEM_GPU_CAPACITY adds, and the pools held nothing.
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes);
 
 }  // namespace kvmem::device

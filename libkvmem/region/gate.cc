@@ -11,6 +11,7 @@ bool Gate::change(std::uint32_t state, std::uint32_t next) noexcept {
 void Gate::wait_outside(std::atomic<std::uint32_t>& inside) noexcept {
   const std::uint64_t begin_ns = sys::now_ns();
   held_.fetch_add(1, std::memory_order_relaxed);
+  waiting_.fetch_add(1, std::memory_order_seq_cst);
   for (;;) {
     inside.fetch_sub(1, std::memory_order_seq_cst);
     tell_closer();
@@ -30,12 +31,14 @@ void Gate::wait_outside(std::atomic<std::uint32_t>& inside) noexcept {
     inside.fetch_add(1, std::memory_order_seq_cst);
     if (is(state_.load(std::memory_order_seq_cst), kOpen)) break;
   }
+  waiting_.fetch_sub(1, std::memory_order_seq_cst);
+  tell_closer();
   held_ns_.fetch_add(sys::now_ns() - begin_ns, std::memory_order_relaxed);
 }
 
 void Gate::tell_closer() noexcept {
   left_.fetch_add(1, std::memory_order_seq_cst);
-  sys::futex_wake(left_, 1);
+  sys::futex_wake(left_, INT32_MAX);
 }
 
 bool Gate::anybody_inside() const noexcept {
@@ -48,10 +51,13 @@ bool Gate::anybody_inside() const noexcept {
 Status Gate::close(Status (*drain)(void* argument), void* argument) {
   std::uint32_t closing = 0;
   for (;;) {
+    const std::uint32_t seen = left_.load(std::memory_order_seq_cst);
     const std::uint32_t state = state_.load(std::memory_order_seq_cst);
     closing = state | kClosing;
     if (!is(state, kOpen)) {
       sys::futex_wait(state_, state);  // another one closes it: after that
+    } else if (waiting_.load(std::memory_order_seq_cst) != 0) {
+      sys::futex_wait(left_, seen);  // and after those that were held
     } else if (change(state, closing)) {
       break;
     }
@@ -86,7 +92,8 @@ void Gate::open() {
 
 Gate::Stats Gate::stats() const {
   return {closed_.load(std::memory_order_relaxed), given_up_.load(std::memory_order_relaxed),
-          held_.load(std::memory_order_relaxed), held_ns_.load(std::memory_order_relaxed)};
+          held_.load(std::memory_order_relaxed), held_ns_.load(std::memory_order_relaxed),
+          waiting_.load(std::memory_order_relaxed)};
 }
 
 }  // namespace kvmem

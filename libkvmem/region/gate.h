@@ -6,12 +6,16 @@
 //
 //   open    -> closing  close(): calls that come now wait; those inside finish
 //   closing -> closed   nobody is inside, and what they started is done (`drain`)
-//   closing -> open     a call has waited for `patience_ns`: the engine comes first, close() fails
+//   closing -> open     a call has waited for `patience_ns`: the engine comes first, close() fails;
+//                       or `drain` failed, or a stream is being captured
 //   closed  -> open     open()
 //
 // A closed gate is closed for as long as driver calls take, and nothing waits for the engine while
-// it is. A call inside may block (a synchronous copy), so closing may take as long; it never makes
-// anybody wait for longer than `patience_ns`.
+// it is. A call inside may block (a synchronous copy), so closing may take as long; a call that is
+// held meanwhile waits for no longer than `patience_ns`. Between two closings all that were held
+// get through.
+//
+// One gate per process: what a thread has entered is counted per thread.
 //
 // Passing an open gate costs two atomic additions on a line that few threads share.
 #pragma once
@@ -57,7 +61,7 @@ class Gate {
   };
 
   // A stream of the engine is being captured: nothing may be edited until all captures have ended.
-  // REQUIRES: the calling thread is inside.
+  // REQUIRES: the thread that begins one is inside.
   void capture_begun() noexcept { captures_.fetch_add(1, std::memory_order_relaxed); }
   void capture_ended() noexcept { captures_.fetch_sub(1, std::memory_order_relaxed); }
 
@@ -75,6 +79,7 @@ class Gate {
     std::uint64_t given_up = 0;  // closings that failed for the engine's sake
     std::uint64_t held = 0;      // calls that found the gate closing or closed
     std::uint64_t held_ns = 0;   // that they waited, together
+    std::uint32_t waiting = 0;   // calls held now
   };
   Stats stats() const;
   bool is_closing() const { return is(state_.load(std::memory_order_relaxed), kClosing); }
@@ -111,6 +116,7 @@ class Gate {
   sys::FutexWord state_{kOpen};
   sys::FutexWord left_{0};  // counted up when a call leaves a gate that is not open
   std::atomic<std::uint32_t> captures_{0};
+  std::atomic<std::uint32_t> waiting_{0};  // calls that are held
 
   std::atomic<std::uint64_t> closed_{0};
   std::atomic<std::uint64_t> given_up_{0};

@@ -38,9 +38,13 @@ def main() -> int:
         for which, what in enumerate(("median", "p99")):
             difference = statistics.median(k[which] - p[which] for k, p in zip(took["kvmem"], took["plain"]))
             reference = statistics.median(p[which] for p in took["plain"])
-            for metric, value in ((f"{what}, added by kvmem", difference), (f"{what}, call of nothing", reference)):
-                print(json.dumps({"bench": "launch", "case": case, "metric": metric, "value": round(value, 2),
-                                  "unit": "ns", "reference": None, "ratio": None}), flush=True)
+            ours = statistics.median(k[which] for k in took["kvmem"])
+            print(json.dumps({"bench": "launch", "case": case, "metric": f"{what}, against without kvmem",
+                              "value": round(ours, 2), "unit": "ns", "reference": round(reference, 2),
+                              "ratio": round(ours / reference, 2)}), flush=True)
+            print(json.dumps({"bench": "launch", "case": case, "metric": f"{what}, added by kvmem",
+                              "value": round(difference, 2), "unit": "ns", "reference": None, "ratio": None}),
+                  flush=True)
     return 0
 
 

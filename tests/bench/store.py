@@ -4,12 +4,14 @@
 Both on the same file, O_DIRECT, io_uring, into transparent huge pages; fio with registered buffers
 and file. The same file, since where on the disk a file lies makes a difference of up to 20 %: fio
 reads what the store has written, and what fio has overwritten is filled again before the store's
-turn. Runs alternate (fio, store, fio; then backwards; the verifying fio, on a file of its own, before
-them) and medians are compared, since the machine's disk wanders by more than the difference: fio beside itself shows by how much. The
-store verifies every read and checksums every write, which is touching every byte, and fio does not
-unless it is told to. So CPU is given with and without the checksums, and for reads also beside a
-fio that does the same work (--verify=crc32c, the cheapest it has; when writing it would make up new
-data each time as well). CPU is that of the whole process, threads of the kernel that work for it included.
+turn. Runs alternate (fio, store, fio; then backwards; the verifying fio, on a file of its own,
+before them), since the machine's disk wanders by more than the difference: fio beside itself shows
+by how much. Throughput is compared by the median of the ratios of neighbours, all else by medians.
+The store verifies every read and checksums every write, which is touching every byte, and fio does
+not unless it is told to. So CPU is given with and without the checksums, and for reads also beside
+a fio that does the same work (--verify=crc32c, the cheapest it has; when writing it would make up
+new data each time as well). CPU is that of the whole process, threads of the kernel that work for
+it included.
 """
 import argparse
 import json

@@ -38,6 +38,7 @@ for engine in "device_engine_linked linked" "device_engine dlsym" "device_engine
       said=$(SOFTGPU=seed=$seed KVMEM_HBM=$hbm KVMEM_GPU_CAPACITY=512M \
         preloaded "$programs/$program" "$mode" "$seed" 20 512) || fail "$mode, HBM $hbm, seed $seed: $said"
     done
+    ((${said##*advised } > 10)) || fail "$mode, HBM $hbm: pages were hardly ever asked to move: $said"
     echo "ok $mode, HBM $hbm: $said"
   done
 done

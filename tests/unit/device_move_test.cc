@@ -190,7 +190,7 @@ TEST_F(Move, AnErrorOfTheDriverKeepsEveryByte) {
   device_->wait_until_quiet();
   host_->wait_until_quiet();
   for (const char* call : {"cuMemMap", "cuMemUnmap", "cuMemSetAccess", "cuMemcpyDtoDAsync",
-                           "cuCtxSynchronize", "cuCtxPushCurrent"}) {
+                           "cuStreamSynchronize", "cuStreamCreate", "cuCtxPushCurrent"}) {
     for (std::uint64_t nth = 1;; ++nth) {
       fail(call, nth, CUDA_ERROR_OUT_OF_MEMORY);
       const bool ok = region.move(0, 6, DevicePlace::kHost, &moved).ok();

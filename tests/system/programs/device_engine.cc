@@ -12,6 +12,7 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -163,6 +164,8 @@ void release(CUdeviceptr at, CUstream stream = nullptr) {
   CHECK(stream != nullptr ? cu.cuMemFreeAsync_call(at, stream) : cu.cuMemFree_call(at));
 }
 
+std::atomic<std::uint64_t> advised{0};
+
 // Any part of any allocation, also one that is being freed.
 void meddle(unsigned seed, const std::atomic<bool>& stop) {
   const auto advise =
@@ -185,7 +188,8 @@ void meddle(unsigned seed, const std::atomic<bool>& stop) {
       std::this_thread::yield();
       continue;
     }
-    (void)advise(reinterpret_cast<void*>(at), bytes, random() % 2 == 0 ? KVMEM_HOT : KVMEM_COLD);
+    const auto what = random() % 2 == 0 ? KVMEM_HOT : KVMEM_COLD;
+    advised += advise(reinterpret_cast<void*>(at), bytes, what) == 0;
   }
 }
 
@@ -379,10 +383,17 @@ int main(int argc, char** argv) {
   auto* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
   const auto calls = reinterpret_cast<decltype(&softgpu_calls)>(::dlsym(library, "softgpu_calls"));
   const auto live = reinterpret_cast<decltype(&softgpu_live)>(::dlsym(library, "softgpu_live"));
-  std::printf("alloc %lu create %lu map %lu reservations %lu mappings %lu\n", calls("cuMemAlloc"),
-              calls("cuMemCreate"), calls("cuMemMap"), live(SOFTGPU_RESERVATIONS),
-              live(SOFTGPU_MAPPINGS));
-  // Pages that wait to be used again are mapped once each, and nothing else is.
-  const std::uint64_t pages = live(SOFTGPU_HANDLES);
-  return live(SOFTGPU_RESERVATIONS) == pages && live(SOFTGPU_MAPPINGS) == pages ? 0 : 1;
+  // Pages that wait to be used again are mapped once each, and nothing else is; soon after the last
+  // was freed.
+  const auto clean = [live] {
+    const std::uint64_t pages = live(SOFTGPU_HANDLES);
+    return live(SOFTGPU_RESERVATIONS) == pages && live(SOFTGPU_MAPPINGS) == pages;
+  };
+  for (int i = 0; i < 500 && !clean(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  std::printf("alloc %lu create %lu map %lu reservations %lu mappings %lu advised %lu\n",
+              calls("cuMemAlloc"), calls("cuMemCreate"), calls("cuMemMap"),
+              live(SOFTGPU_RESERVATIONS), live(SOFTGPU_MAPPINGS), advised.load());
+  return clean() ? 0 : 1;
 }
