@@ -56,18 +56,20 @@ class Array {
   [[nodiscard]] bool resize(std::size_t size) {
     if (size > capacity_) {
       const std::size_t capacity = size > 2 * capacity_ ? size : 2 * capacity_;
-      void* grown = std::realloc(data_, capacity * sizeof(T));
+      void* grown = std::realloc(data_, capacity * kEach);
       if (grown == nullptr) return false;
       data_ = static_cast<T*>(grown);
       capacity_ = capacity;
     }
-    if (size > size_) std::memset(static_cast<void*>(data_ + size_), 0, (size - size_) * sizeof(T));
+    if (size > size_) std::memset(static_cast<void*>(data_ + size_), 0, (size - size_) * kEach);
     size_ = size;
     return true;
   }
   void shrink(std::size_t size) { size_ = size < size_ ? size : size_; }
 
  private:
+  static constexpr std::size_t kEach = sizeof(T);  // NOLINT(bugprone-sizeof-expression): a pointer
+
   T* data_ = nullptr;
   std::size_t size_ = 0;
   std::size_t capacity_ = 0;

@@ -31,6 +31,7 @@ namespace kvmem {
 class Gate {
  public:
   constexpr explicit Gate(std::uint64_t patience_ns = 100'000'000) : patience_ns_(patience_ns) {}
+  ~Gate() = default;
   Gate(const Gate&) = delete;
   Gate& operator=(const Gate&) = delete;
 
@@ -111,17 +112,16 @@ class Gate {
   inline static thread_local unsigned shard_ = 0;
   inline static thread_local unsigned depth_ = 0;
 
-  const std::uint64_t patience_ns_;
   Shard shards_[kShards];
-  sys::FutexWord state_{kOpen};
-  sys::FutexWord left_{0};  // counted up when a call leaves a gate that is not open
-  std::atomic<std::uint32_t> captures_{0};
-  std::atomic<std::uint32_t> waiting_{0};  // calls that are held
-
+  const std::uint64_t patience_ns_;
   std::atomic<std::uint64_t> closed_{0};
   std::atomic<std::uint64_t> given_up_{0};
   std::atomic<std::uint64_t> held_{0};
   std::atomic<std::uint64_t> held_ns_{0};
+  sys::FutexWord state_{kOpen};
+  sys::FutexWord left_{0};  // counted up when a call leaves a gate that is not open
+  std::atomic<std::uint32_t> captures_{0};
+  std::atomic<std::uint32_t> waiting_{0};  // calls that are held
 };
 
 }  // namespace kvmem
