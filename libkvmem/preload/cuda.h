@@ -81,3 +81,16 @@ Hooks work_hooks();
   extern "C" __attribute__((visibility("default")))                   \
   CUresult id(KVMEM_PARAMETERS_##count(__VA_ARGS__)) __asm__(symbol); \
   CUresult id(KVMEM_PARAMETERS_##count(__VA_ARGS__))
+
+// A call in its two forms, and its two lines in a table of hooks. A table is written once, as
+//   #define KVMEM_SOME(X) X(KIND, documented name, version, its exported name, that of each
+//   thread's own, ...)
+// and KIND(id, symbol, ...) defines one function.
+#define KVMEM_BOTH(KIND, name, version, legacy, own, ...) \
+  KIND(kvmem_##name##_##version, legacy, __VA_ARGS__)     \
+  KIND(kvmem_own_##name##_##version, own, __VA_ARGS__)
+#define KVMEM_LIST(KIND, name, version, legacy, own, ...)                           \
+  {#name, legacy, reinterpret_cast<void*>(&kvmem_##name##_##version), version,      \
+   ::kvmem::preload::Hook::Streams::kLegacy},                                       \
+      {#name, own, reinterpret_cast<void*>(&kvmem_own_##name##_##version), version, \
+       ::kvmem::preload::Hook::Streams::kPerThread},

@@ -55,7 +55,7 @@ CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, 
 }  // namespace
 
 // symbol: exported name; id: a name for it here
-#define KVMEM_COPY(id, symbol)                                                                   \
+#define KVMEM_COPY(id, symbol, ...)                                                              \
   extern "C" __attribute__((visibility("default"))) CUresult id(                                 \
       CUdeviceptr to, CUdeviceptr from, std::size_t bytes) __asm__(symbol);                      \
   CUresult id(CUdeviceptr to, CUdeviceptr from, std::size_t bytes) {                             \
@@ -63,7 +63,7 @@ CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, 
     return in_pieces(to, from, bytes,                                                            \
                      [](CUdeviceptr t, CUdeviceptr f, std::size_t n) { return real(t, f, n); }); \
   }
-#define KVMEM_COPY_ASYNC(id, symbol)                                                          \
+#define KVMEM_COPY_ASYNC(id, symbol, ...)                                                     \
   extern "C" __attribute__((visibility("default"))) CUresult id(                              \
       CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) __asm__(symbol);  \
   CUresult id(CUdeviceptr to, CUdeviceptr from, std::size_t bytes, CUstream stream) {         \
@@ -90,45 +90,35 @@ CUresult fill_in_pieces(CUdeviceptr to, std::size_t count, std::size_t element, 
         [value, stream](CUdeviceptr t, std::size_t n) { return real(t, value, n, stream); }); \
   }
 
-// What there is, once: KIND(documented name, version, its exported name, that of each thread's own)
-#define KVMEM_COPIES(COPY, COPY_ASYNC, FILL, FILL_ASYNC)                                         \
-  COPY(cuMemcpy, 4000, "cuMemcpy", "cuMemcpy_ptds")                                              \
-  COPY(cuMemcpyHtoD, 3020, "cuMemcpyHtoD_v2", "cuMemcpyHtoD_v2_ptds")                            \
-  COPY(cuMemcpyDtoH, 3020, "cuMemcpyDtoH_v2", "cuMemcpyDtoH_v2_ptds")                            \
-  COPY(cuMemcpyDtoD, 3020, "cuMemcpyDtoD_v2", "cuMemcpyDtoD_v2_ptds")                            \
-  COPY_ASYNC(cuMemcpyAsync, 4000, "cuMemcpyAsync", "cuMemcpyAsync_ptsz")                         \
-  COPY_ASYNC(cuMemcpyHtoDAsync, 3020, "cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2_ptsz")       \
-  COPY_ASYNC(cuMemcpyDtoHAsync, 3020, "cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2_ptsz")       \
-  COPY_ASYNC(cuMemcpyDtoDAsync, 3020, "cuMemcpyDtoDAsync_v2", "cuMemcpyDtoDAsync_v2_ptsz")       \
-  FILL(cuMemsetD8, 3020, "cuMemsetD8_v2", "cuMemsetD8_v2_ptds", std::uint8_t)                    \
-  FILL(cuMemsetD16, 3020, "cuMemsetD16_v2", "cuMemsetD16_v2_ptds", std::uint16_t)                \
-  FILL(cuMemsetD32, 3020, "cuMemsetD32_v2", "cuMemsetD32_v2_ptds", std::uint32_t)                \
-  FILL_ASYNC(cuMemsetD8Async, 3020, "cuMemsetD8Async", "cuMemsetD8Async_ptsz", std::uint8_t)     \
-  FILL_ASYNC(cuMemsetD16Async, 3020, "cuMemsetD16Async", "cuMemsetD16Async_ptsz", std::uint16_t) \
-  FILL_ASYNC(cuMemsetD32Async, 3020, "cuMemsetD32Async", "cuMemsetD32Async_ptsz", std::uint32_t)
+// What there is, once; a fill with the type of what is filled in.
+#define KVMEM_COPIES(X)                                                                    \
+  X(KVMEM_COPY, cuMemcpy, 4000, "cuMemcpy", "cuMemcpy_ptds", )                             \
+  X(KVMEM_COPY, cuMemcpyHtoD, 3020, "cuMemcpyHtoD_v2", "cuMemcpyHtoD_v2_ptds", )           \
+  X(KVMEM_COPY, cuMemcpyDtoH, 3020, "cuMemcpyDtoH_v2", "cuMemcpyDtoH_v2_ptds", )           \
+  X(KVMEM_COPY, cuMemcpyDtoD, 3020, "cuMemcpyDtoD_v2", "cuMemcpyDtoD_v2_ptds", )           \
+  X(KVMEM_COPY_ASYNC, cuMemcpyAsync, 4000, "cuMemcpyAsync", "cuMemcpyAsync_ptsz", )        \
+  X(KVMEM_COPY_ASYNC, cuMemcpyHtoDAsync, 3020, "cuMemcpyHtoDAsync_v2",                     \
+    "cuMemcpyHtoDAsync_v2_ptsz", )                                                         \
+  X(KVMEM_COPY_ASYNC, cuMemcpyDtoHAsync, 3020, "cuMemcpyDtoHAsync_v2",                     \
+    "cuMemcpyDtoHAsync_v2_ptsz", )                                                         \
+  X(KVMEM_COPY_ASYNC, cuMemcpyDtoDAsync, 3020, "cuMemcpyDtoDAsync_v2",                     \
+    "cuMemcpyDtoDAsync_v2_ptsz", )                                                         \
+  X(KVMEM_FILL, cuMemsetD8, 3020, "cuMemsetD8_v2", "cuMemsetD8_v2_ptds", std::uint8_t)     \
+  X(KVMEM_FILL, cuMemsetD16, 3020, "cuMemsetD16_v2", "cuMemsetD16_v2_ptds", std::uint16_t) \
+  X(KVMEM_FILL, cuMemsetD32, 3020, "cuMemsetD32_v2", "cuMemsetD32_v2_ptds", std::uint32_t) \
+  X(KVMEM_FILL_ASYNC, cuMemsetD8Async, 3020, "cuMemsetD8Async", "cuMemsetD8Async_ptsz",    \
+    std::uint8_t)                                                                          \
+  X(KVMEM_FILL_ASYNC, cuMemsetD16Async, 3020, "cuMemsetD16Async", "cuMemsetD16Async_ptsz", \
+    std::uint16_t)                                                                         \
+  X(KVMEM_FILL_ASYNC, cuMemsetD32Async, 3020, "cuMemsetD32Async", "cuMemsetD32Async_ptsz", \
+    std::uint32_t)
 
-#define KVMEM_DEFINE_COPY(name, version, legacy, own) \
-  KVMEM_COPY(kvmem_##name, legacy)                    \
-  KVMEM_COPY(kvmem_own_##name, own)
-#define KVMEM_DEFINE_COPY_ASYNC(name, version, legacy, own) \
-  KVMEM_COPY_ASYNC(kvmem_##name, legacy)                    \
-  KVMEM_COPY_ASYNC(kvmem_own_##name, own)
-#define KVMEM_DEFINE_FILL(name, version, legacy, own, Value) \
-  KVMEM_FILL(kvmem_##name, legacy, Value)                    \
-  KVMEM_FILL(kvmem_own_##name, own, Value)
-#define KVMEM_DEFINE_FILL_ASYNC(name, version, legacy, own, Value) \
-  KVMEM_FILL_ASYNC(kvmem_##name, legacy, Value)                    \
-  KVMEM_FILL_ASYNC(kvmem_own_##name, own, Value)
-KVMEM_COPIES(KVMEM_DEFINE_COPY, KVMEM_DEFINE_COPY_ASYNC, KVMEM_DEFINE_FILL, KVMEM_DEFINE_FILL_ASYNC)
+KVMEM_COPIES(KVMEM_BOTH)
 
 namespace kvmem::preload {
 
 Hooks copy_hooks() {
-#define KVMEM_LIST(name, version, legacy, own, ...)                                         \
-  {#name, legacy, reinterpret_cast<void*>(&kvmem_##name), version, Hook::Streams::kLegacy}, \
-      {#name, own, reinterpret_cast<void*>(&kvmem_own_##name), version,                     \
-       Hook::Streams::kPerThread},
-  static const Hook table[] = {KVMEM_COPIES(KVMEM_LIST, KVMEM_LIST, KVMEM_LIST, KVMEM_LIST)};
+  static const Hook table[] = {KVMEM_COPIES(KVMEM_LIST)};
   return {table, sizeof table / sizeof table[0]};
 }
 

@@ -217,29 +217,31 @@ CUresult copy_batch(CUdeviceptr* to, CUdeviceptr* from, std::size_t* bytes, std:
 
 }  // namespace
 
-// KIND(documented name, version, its exported name, that of each thread's own, type)
-#define KVMEM_SHAPES(COPY, COPY_ASYNC, FILL, FILL_ASYNC, BATCH, OLD_BATCH)                        \
-  COPY(cuMemcpy2D, 3020, "cuMemcpy2D_v2", "cuMemcpy2D_v2_ptds", CUDA_MEMCPY2D)                    \
-  COPY(cuMemcpy2DUnaligned, 3020, "cuMemcpy2DUnaligned_v2", "cuMemcpy2DUnaligned_v2_ptds",        \
-       CUDA_MEMCPY2D)                                                                             \
-  COPY(cuMemcpy3D, 3020, "cuMemcpy3D_v2", "cuMemcpy3D_v2_ptds", CUDA_MEMCPY3D)                    \
-  COPY(cuMemcpy3DPeer, 4000, "cuMemcpy3DPeer", "cuMemcpy3DPeer_ptds", CUDA_MEMCPY3D_PEER)         \
-  COPY_ASYNC(cuMemcpy2DAsync, 3020, "cuMemcpy2DAsync_v2", "cuMemcpy2DAsync_v2_ptsz",              \
-             CUDA_MEMCPY2D)                                                                       \
-  COPY_ASYNC(cuMemcpy3DAsync, 3020, "cuMemcpy3DAsync_v2", "cuMemcpy3DAsync_v2_ptsz",              \
-             CUDA_MEMCPY3D)                                                                       \
-  COPY_ASYNC(cuMemcpy3DPeerAsync, 4000, "cuMemcpy3DPeerAsync", "cuMemcpy3DPeerAsync_ptsz",        \
-             CUDA_MEMCPY3D_PEER)                                                                  \
-  FILL(cuMemsetD2D8, 3020, "cuMemsetD2D8_v2", "cuMemsetD2D8_v2_ptds", unsigned char)              \
-  FILL(cuMemsetD2D16, 3020, "cuMemsetD2D16_v2", "cuMemsetD2D16_v2_ptds", unsigned short)          \
-  FILL(cuMemsetD2D32, 3020, "cuMemsetD2D32_v2", "cuMemsetD2D32_v2_ptds", unsigned)                \
-  FILL_ASYNC(cuMemsetD2D8Async, 3020, "cuMemsetD2D8Async", "cuMemsetD2D8Async_ptsz",              \
-             unsigned char)                                                                       \
-  FILL_ASYNC(cuMemsetD2D16Async, 3020, "cuMemsetD2D16Async", "cuMemsetD2D16Async_ptsz",           \
-             unsigned short)                                                                      \
-  FILL_ASYNC(cuMemsetD2D32Async, 3020, "cuMemsetD2D32Async", "cuMemsetD2D32Async_ptsz", unsigned) \
-  BATCH(cuMemcpyBatchAsync, 13000, "cuMemcpyBatchAsync_v2", "cuMemcpyBatchAsync_v2_ptsz", )       \
-  OLD_BATCH(cuMemcpyBatchAsync, 12080, "cuMemcpyBatchAsync", "cuMemcpyBatchAsync_ptsz", )
+// With the type of the shape, or of what is filled in.
+#define KVMEM_SHAPES(X)                                                                            \
+  X(KVMEM_COPY, cuMemcpy2D, 3020, "cuMemcpy2D_v2", "cuMemcpy2D_v2_ptds", CUDA_MEMCPY2D)            \
+  X(KVMEM_COPY, cuMemcpy2DUnaligned, 3020, "cuMemcpy2DUnaligned_v2",                               \
+    "cuMemcpy2DUnaligned_v2_ptds", CUDA_MEMCPY2D)                                                  \
+  X(KVMEM_COPY, cuMemcpy3D, 3020, "cuMemcpy3D_v2", "cuMemcpy3D_v2_ptds", CUDA_MEMCPY3D)            \
+  X(KVMEM_COPY, cuMemcpy3DPeer, 4000, "cuMemcpy3DPeer", "cuMemcpy3DPeer_ptds", CUDA_MEMCPY3D_PEER) \
+  X(KVMEM_COPY_ASYNC, cuMemcpy2DAsync, 3020, "cuMemcpy2DAsync_v2", "cuMemcpy2DAsync_v2_ptsz",      \
+    CUDA_MEMCPY2D)                                                                                 \
+  X(KVMEM_COPY_ASYNC, cuMemcpy3DAsync, 3020, "cuMemcpy3DAsync_v2", "cuMemcpy3DAsync_v2_ptsz",      \
+    CUDA_MEMCPY3D)                                                                                 \
+  X(KVMEM_COPY_ASYNC, cuMemcpy3DPeerAsync, 4000, "cuMemcpy3DPeerAsync",                            \
+    "cuMemcpy3DPeerAsync_ptsz", CUDA_MEMCPY3D_PEER)                                                \
+  X(KVMEM_FILL, cuMemsetD2D8, 3020, "cuMemsetD2D8_v2", "cuMemsetD2D8_v2_ptds", unsigned char)      \
+  X(KVMEM_FILL, cuMemsetD2D16, 3020, "cuMemsetD2D16_v2", "cuMemsetD2D16_v2_ptds", unsigned short)  \
+  X(KVMEM_FILL, cuMemsetD2D32, 3020, "cuMemsetD2D32_v2", "cuMemsetD2D32_v2_ptds", unsigned)        \
+  X(KVMEM_FILL_ASYNC, cuMemsetD2D8Async, 3020, "cuMemsetD2D8Async", "cuMemsetD2D8Async_ptsz",      \
+    unsigned char)                                                                                 \
+  X(KVMEM_FILL_ASYNC, cuMemsetD2D16Async, 3020, "cuMemsetD2D16Async", "cuMemsetD2D16Async_ptsz",   \
+    unsigned short)                                                                                \
+  X(KVMEM_FILL_ASYNC, cuMemsetD2D32Async, 3020, "cuMemsetD2D32Async", "cuMemsetD2D32Async_ptsz",   \
+    unsigned)                                                                                      \
+  X(KVMEM_BATCH, cuMemcpyBatchAsync, 13000, "cuMemcpyBatchAsync_v2",                               \
+    "cuMemcpyBatchAsync_v2_ptsz", )                                                                \
+  X(KVMEM_OLD_BATCH, cuMemcpyBatchAsync, 12080, "cuMemcpyBatchAsync", "cuMemcpyBatchAsync_ptsz", )
 
 #define KVMEM_COPY(id, symbol, Copy)                                   \
   KVMEM_EXPORTED_CALL(id, symbol, 1, const Copy*) {                    \
@@ -289,37 +291,12 @@ CUresult copy_batch(CUdeviceptr* to, CUdeviceptr* from, std::size_t* bytes, std:
                       });                                                                       \
   }
 
-#define KVMEM_DEFINE_COPY(name, version, legacy, own, Type) \
-  KVMEM_COPY(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_COPY(kvmem_own_##name##_##version, own, Type)
-#define KVMEM_DEFINE_COPY_ASYNC(name, version, legacy, own, Type) \
-  KVMEM_COPY_ASYNC(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_COPY_ASYNC(kvmem_own_##name##_##version, own, Type)
-#define KVMEM_DEFINE_FILL(name, version, legacy, own, Type) \
-  KVMEM_FILL(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_FILL(kvmem_own_##name##_##version, own, Type)
-#define KVMEM_DEFINE_FILL_ASYNC(name, version, legacy, own, Type) \
-  KVMEM_FILL_ASYNC(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_FILL_ASYNC(kvmem_own_##name##_##version, own, Type)
-#define KVMEM_DEFINE_BATCH(name, version, legacy, own, Type) \
-  KVMEM_BATCH(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_BATCH(kvmem_own_##name##_##version, own, Type)
-#define KVMEM_DEFINE_OLD_BATCH(name, version, legacy, own, Type) \
-  KVMEM_OLD_BATCH(kvmem_##name##_##version, legacy, Type)        \
-  KVMEM_OLD_BATCH(kvmem_own_##name##_##version, own, Type)
-KVMEM_SHAPES(KVMEM_DEFINE_COPY, KVMEM_DEFINE_COPY_ASYNC, KVMEM_DEFINE_FILL, KVMEM_DEFINE_FILL_ASYNC,
-             KVMEM_DEFINE_BATCH, KVMEM_DEFINE_OLD_BATCH)
+KVMEM_SHAPES(KVMEM_BOTH)
 
 namespace kvmem::preload {
 
 Hooks shape_hooks() {
-#define KVMEM_LIST(name, version, legacy, own, ...)                                 \
-  {#name, legacy, reinterpret_cast<void*>(&kvmem_##name##_##version), version,      \
-   Hook::Streams::kLegacy},                                                         \
-      {#name, own, reinterpret_cast<void*>(&kvmem_own_##name##_##version), version, \
-       Hook::Streams::kPerThread},
-  static const Hook table[] = {
-      KVMEM_SHAPES(KVMEM_LIST, KVMEM_LIST, KVMEM_LIST, KVMEM_LIST, KVMEM_LIST, KVMEM_LIST)};
+  static const Hook table[] = {KVMEM_SHAPES(KVMEM_LIST)};
   return {table, sizeof table / sizeof table[0]};
 }
 

@@ -19,55 +19,59 @@ using kvmem::preload::Real;
 
 // What only passes the gate, once: CALL(documented name, version, its exported name, that of each
 // thread's own, number of parameters, their types)
-#define KVMEM_CALLS(CALL)                                                                         \
-  CALL(cuLaunchKernel, 4000, "cuLaunchKernel", "cuLaunchKernel_ptsz", 11, CUfunction, unsigned,   \
-       unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)      \
-  CALL(cuLaunchKernelEx, 11060, "cuLaunchKernelEx", "cuLaunchKernelEx_ptsz", 4,                   \
-       const CUlaunchConfig*, CUfunction, void**, void**)                                         \
-  CALL(cuLaunchCooperativeKernel, 9000, "cuLaunchCooperativeKernel",                              \
-       "cuLaunchCooperativeKernel_ptsz", 10, CUfunction, unsigned, unsigned, unsigned, unsigned,  \
-       unsigned, unsigned, unsigned, CUstream, void**)                                            \
-  CALL(cuLaunchHostFunc, 10000, "cuLaunchHostFunc", "cuLaunchHostFunc_ptsz", 3, CUstream,         \
-       CUhostFn, void*)                                                                           \
-  CALL(cuStreamAddCallback, 5000, "cuStreamAddCallback", "cuStreamAddCallback_ptsz", 4, CUstream, \
-       CUstreamCallback, void*, unsigned)                                                         \
-  CALL(cuGraphLaunch, 10000, "cuGraphLaunch", "cuGraphLaunch_ptsz", 2, CUgraphExec, CUstream)     \
-  CALL(cuGraphUpload, 11010, "cuGraphUpload", "cuGraphUpload_ptsz", 2, CUgraphExec, CUstream)     \
-  CALL(cuStreamBatchMemOp, 11070, "cuStreamBatchMemOp_v2", "cuStreamBatchMemOp_v2_ptsz", 4,       \
-       CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned)                                   \
-  CALL(cuStreamBatchMemOp, 8000, "cuStreamBatchMemOp", "cuStreamBatchMemOp_ptsz", 4, CUstream,    \
-       unsigned, CUstreamBatchMemOpParams*, unsigned)                                             \
-  CALL(cuStreamWriteValue32, 11070, "cuStreamWriteValue32_v2", "cuStreamWriteValue32_v2_ptsz", 4, \
-       CUstream, CUdeviceptr, cuuint32_t, unsigned)                                               \
-  CALL(cuStreamWriteValue32, 8000, "cuStreamWriteValue32", "cuStreamWriteValue32_ptsz", 4,        \
-       CUstream, CUdeviceptr, cuuint32_t, unsigned)                                               \
-  CALL(cuStreamWriteValue64, 11070, "cuStreamWriteValue64_v2", "cuStreamWriteValue64_v2_ptsz", 4, \
-       CUstream, CUdeviceptr, cuuint64_t, unsigned)                                               \
-  CALL(cuStreamWriteValue64, 9000, "cuStreamWriteValue64", "cuStreamWriteValue64_ptsz", 4,        \
-       CUstream, CUdeviceptr, cuuint64_t, unsigned)                                               \
-  CALL(cuStreamWaitValue32, 11070, "cuStreamWaitValue32_v2", "cuStreamWaitValue32_v2_ptsz", 4,    \
-       CUstream, CUdeviceptr, cuuint32_t, unsigned)                                               \
-  CALL(cuStreamWaitValue32, 8000, "cuStreamWaitValue32", "cuStreamWaitValue32_ptsz", 4, CUstream, \
-       CUdeviceptr, cuuint32_t, unsigned)                                                         \
-  CALL(cuStreamWaitValue64, 11070, "cuStreamWaitValue64_v2", "cuStreamWaitValue64_v2_ptsz", 4,    \
-       CUstream, CUdeviceptr, cuuint64_t, unsigned)                                               \
-  CALL(cuStreamWaitValue64, 9000, "cuStreamWaitValue64", "cuStreamWaitValue64_ptsz", 4, CUstream, \
-       CUdeviceptr, cuuint64_t, unsigned)                                                         \
-  CALL(cuMemcpyPeer, 4000, "cuMemcpyPeer", "cuMemcpyPeer_ptds", 5, CUdeviceptr, CUcontext,        \
-       CUdeviceptr, CUcontext, std::size_t)                                                       \
-  CALL(cuMemcpyPeerAsync, 4000, "cuMemcpyPeerAsync", "cuMemcpyPeerAsync_ptsz", 6, CUdeviceptr,    \
-       CUcontext, CUdeviceptr, CUcontext, std::size_t, CUstream)                                  \
-  CALL(cuMemcpyDtoA, 3020, "cuMemcpyDtoA_v2", "cuMemcpyDtoA_v2_ptds", 4, CUarray, std::size_t,    \
-       CUdeviceptr, std::size_t)                                                                  \
-  CALL(cuMemcpyAtoD, 3020, "cuMemcpyAtoD_v2", "cuMemcpyAtoD_v2_ptds", 4, CUdeviceptr, CUarray,    \
-       std::size_t, std::size_t)                                                                  \
-  CALL(cuMemcpy3DBatchAsync, 13000, "cuMemcpy3DBatchAsync_v2", "cuMemcpy3DBatchAsync_v2_ptsz", 4, \
-       std::size_t, CUDA_MEMCPY3D_BATCH_OP*, unsigned long long, CUstream)                        \
-  CALL(cuMemcpy3DBatchAsync, 12080, "cuMemcpy3DBatchAsync", "cuMemcpy3DBatchAsync_ptsz", 5,       \
-       std::size_t, CUDA_MEMCPY3D_BATCH_OP*, std::size_t*, unsigned long long, CUstream)          \
-  CALL(cuMemBatchDecompressAsync, 12060, "cuMemBatchDecompressAsync",                             \
-       "cuMemBatchDecompressAsync_ptsz", 5, CUmemDecompressParams*, std::size_t, unsigned,        \
-       std::size_t*, CUstream)
+#define KVMEM_CALLS(X)                                                                             \
+  X(KVMEM_GATED, cuLaunchKernel, 4000, "cuLaunchKernel", "cuLaunchKernel_ptsz", 11, CUfunction,    \
+    unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**,        \
+    void**)                                                                                        \
+  X(KVMEM_GATED, cuLaunchKernelEx, 11060, "cuLaunchKernelEx", "cuLaunchKernelEx_ptsz", 4,          \
+    const CUlaunchConfig*, CUfunction, void**, void**)                                             \
+  X(KVMEM_GATED, cuLaunchCooperativeKernel, 9000, "cuLaunchCooperativeKernel",                     \
+    "cuLaunchCooperativeKernel_ptsz", 10, CUfunction, unsigned, unsigned, unsigned, unsigned,      \
+    unsigned, unsigned, unsigned, CUstream, void**)                                                \
+  X(KVMEM_GATED, cuLaunchHostFunc, 10000, "cuLaunchHostFunc", "cuLaunchHostFunc_ptsz", 3,          \
+    CUstream, CUhostFn, void*)                                                                     \
+  X(KVMEM_GATED, cuStreamAddCallback, 5000, "cuStreamAddCallback", "cuStreamAddCallback_ptsz", 4,  \
+    CUstream, CUstreamCallback, void*, unsigned)                                                   \
+  X(KVMEM_GATED, cuGraphLaunch, 10000, "cuGraphLaunch", "cuGraphLaunch_ptsz", 2, CUgraphExec,      \
+    CUstream)                                                                                      \
+  X(KVMEM_GATED, cuGraphUpload, 11010, "cuGraphUpload", "cuGraphUpload_ptsz", 2, CUgraphExec,      \
+    CUstream)                                                                                      \
+  X(KVMEM_GATED, cuStreamBatchMemOp, 11070, "cuStreamBatchMemOp_v2", "cuStreamBatchMemOp_v2_ptsz", \
+    4, CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned)                                    \
+  X(KVMEM_GATED, cuStreamBatchMemOp, 8000, "cuStreamBatchMemOp", "cuStreamBatchMemOp_ptsz", 4,     \
+    CUstream, unsigned, CUstreamBatchMemOpParams*, unsigned)                                       \
+  X(KVMEM_GATED, cuStreamWriteValue32, 11070, "cuStreamWriteValue32_v2",                           \
+    "cuStreamWriteValue32_v2_ptsz", 4, CUstream, CUdeviceptr, cuuint32_t, unsigned)                \
+  X(KVMEM_GATED, cuStreamWriteValue32, 8000, "cuStreamWriteValue32", "cuStreamWriteValue32_ptsz",  \
+    4, CUstream, CUdeviceptr, cuuint32_t, unsigned)                                                \
+  X(KVMEM_GATED, cuStreamWriteValue64, 11070, "cuStreamWriteValue64_v2",                           \
+    "cuStreamWriteValue64_v2_ptsz", 4, CUstream, CUdeviceptr, cuuint64_t, unsigned)                \
+  X(KVMEM_GATED, cuStreamWriteValue64, 9000, "cuStreamWriteValue64", "cuStreamWriteValue64_ptsz",  \
+    4, CUstream, CUdeviceptr, cuuint64_t, unsigned)                                                \
+  X(KVMEM_GATED, cuStreamWaitValue32, 11070, "cuStreamWaitValue32_v2",                             \
+    "cuStreamWaitValue32_v2_ptsz", 4, CUstream, CUdeviceptr, cuuint32_t, unsigned)                 \
+  X(KVMEM_GATED, cuStreamWaitValue32, 8000, "cuStreamWaitValue32", "cuStreamWaitValue32_ptsz", 4,  \
+    CUstream, CUdeviceptr, cuuint32_t, unsigned)                                                   \
+  X(KVMEM_GATED, cuStreamWaitValue64, 11070, "cuStreamWaitValue64_v2",                             \
+    "cuStreamWaitValue64_v2_ptsz", 4, CUstream, CUdeviceptr, cuuint64_t, unsigned)                 \
+  X(KVMEM_GATED, cuStreamWaitValue64, 9000, "cuStreamWaitValue64", "cuStreamWaitValue64_ptsz", 4,  \
+    CUstream, CUdeviceptr, cuuint64_t, unsigned)                                                   \
+  X(KVMEM_GATED, cuMemcpyPeer, 4000, "cuMemcpyPeer", "cuMemcpyPeer_ptds", 5, CUdeviceptr,          \
+    CUcontext, CUdeviceptr, CUcontext, std::size_t)                                                \
+  X(KVMEM_GATED, cuMemcpyPeerAsync, 4000, "cuMemcpyPeerAsync", "cuMemcpyPeerAsync_ptsz", 6,        \
+    CUdeviceptr, CUcontext, CUdeviceptr, CUcontext, std::size_t, CUstream)                         \
+  X(KVMEM_GATED, cuMemcpyDtoA, 3020, "cuMemcpyDtoA_v2", "cuMemcpyDtoA_v2_ptds", 4, CUarray,        \
+    std::size_t, CUdeviceptr, std::size_t)                                                         \
+  X(KVMEM_GATED, cuMemcpyAtoD, 3020, "cuMemcpyAtoD_v2", "cuMemcpyAtoD_v2_ptds", 4, CUdeviceptr,    \
+    CUarray, std::size_t, std::size_t)                                                             \
+  X(KVMEM_GATED, cuMemcpy3DBatchAsync, 13000, "cuMemcpy3DBatchAsync_v2",                           \
+    "cuMemcpy3DBatchAsync_v2_ptsz", 4, std::size_t, CUDA_MEMCPY3D_BATCH_OP*, unsigned long long,   \
+    CUstream)                                                                                      \
+  X(KVMEM_GATED, cuMemcpy3DBatchAsync, 12080, "cuMemcpy3DBatchAsync", "cuMemcpy3DBatchAsync_ptsz", \
+    5, std::size_t, CUDA_MEMCPY3D_BATCH_OP*, std::size_t*, unsigned long long, CUstream)           \
+  X(KVMEM_GATED, cuMemBatchDecompressAsync, 12060, "cuMemBatchDecompressAsync",                    \
+    "cuMemBatchDecompressAsync_ptsz", 5, CUmemDecompressParams*, std::size_t, unsigned,            \
+    std::size_t*, CUstream)
 
 // And those without a form for each thread's own stream.
 #define KVMEM_PLAIN_CALLS(CALL)                                                               \
@@ -78,14 +82,14 @@ using kvmem::preload::Real;
   CALL(cuLaunchGridAsync, 2000, "cuLaunchGridAsync", 4, CUfunction, int, int, CUstream)
 
 // The same for what begins a capture.
-#define KVMEM_CAPTURES(CALL)                                                                      \
-  CALL(cuStreamBeginCapture, 10010, "cuStreamBeginCapture_v2", "cuStreamBeginCapture_v2_ptsz", 2, \
-       CUstream, CUstreamCaptureMode)                                                             \
-  CALL(cuStreamBeginCapture, 10000, "cuStreamBeginCapture", "cuStreamBeginCapture_ptsz", 1,       \
-       CUstream)                                                                                  \
-  CALL(cuStreamBeginCaptureToGraph, 12030, "cuStreamBeginCaptureToGraph",                         \
-       "cuStreamBeginCaptureToGraph_ptsz", 6, CUstream, CUgraph, const CUgraphNode*,              \
-       const CUgraphEdgeData*, std::size_t, CUstreamCaptureMode)
+#define KVMEM_CAPTURES(X)                                                               \
+  X(KVMEM_CAPTURING, cuStreamBeginCapture, 10010, "cuStreamBeginCapture_v2",            \
+    "cuStreamBeginCapture_v2_ptsz", 2, CUstream, CUstreamCaptureMode)                   \
+  X(KVMEM_CAPTURING, cuStreamBeginCapture, 10000, "cuStreamBeginCapture",               \
+    "cuStreamBeginCapture_ptsz", 1, CUstream)                                           \
+  X(KVMEM_CAPTURING, cuStreamBeginCaptureToGraph, 12030, "cuStreamBeginCaptureToGraph", \
+    "cuStreamBeginCaptureToGraph_ptsz", 6, CUstream, CUgraph, const CUgraphNode*,       \
+    const CUgraphEdgeData*, std::size_t, CUstreamCaptureMode)
 
 #define KVMEM_GATED(id, symbol, count, ...)             \
   KVMEM_EXPORTED_CALL(id, symbol, count, __VA_ARGS__) { \
@@ -101,17 +105,11 @@ using kvmem::preload::Real;
     if (result == CUDA_SUCCESS) g_gate.capture_begun();    \
     return result;                                         \
   }
-#define KVMEM_DEFINE_CALL(name, version, legacy, own, ...)   \
-  KVMEM_GATED(kvmem_##name##_##version, legacy, __VA_ARGS__) \
-  KVMEM_GATED(kvmem_own_##name##_##version, own, __VA_ARGS__)
-#define KVMEM_DEFINE_CAPTURE(name, version, legacy, own, ...)    \
-  KVMEM_CAPTURING(kvmem_##name##_##version, legacy, __VA_ARGS__) \
-  KVMEM_CAPTURING(kvmem_own_##name##_##version, own, __VA_ARGS__)
 #define KVMEM_DEFINE_PLAIN(name, version, symbol, ...) \
   KVMEM_GATED(kvmem_##name##_##version, symbol, __VA_ARGS__)
-KVMEM_CALLS(KVMEM_DEFINE_CALL)
+KVMEM_CALLS(KVMEM_BOTH)
 KVMEM_PLAIN_CALLS(KVMEM_DEFINE_PLAIN)
-KVMEM_CAPTURES(KVMEM_DEFINE_CAPTURE)
+KVMEM_CAPTURES(KVMEM_BOTH)
 
 // A capture has ended when its stream says so: the call can fail and end it, or fail and not.
 #define KVMEM_CAPTURE_END(id, symbol, own)                            \
@@ -137,16 +135,12 @@ bool is_captured(CUstream stream, bool own) {
 }
 
 Hooks work_hooks() {
-#define KVMEM_LIST(name, version, legacy, own, ...)                                 \
-  {#name, legacy, reinterpret_cast<void*>(&kvmem_##name##_##version), version,      \
-   Hook::Streams::kLegacy},                                                         \
-      {#name, own, reinterpret_cast<void*>(&kvmem_own_##name##_##version), version, \
-       Hook::Streams::kPerThread},
 #define KVMEM_LIST_PLAIN(name, version, symbol, ...) \
   {#name, symbol, reinterpret_cast<void*>(&kvmem_##name##_##version), version},
-  static const Hook table[] = {
-      KVMEM_PLAIN_CALLS(KVMEM_LIST_PLAIN) KVMEM_CALLS(KVMEM_LIST) KVMEM_CAPTURES(KVMEM_LIST)
-          KVMEM_LIST(cuStreamEndCapture, 10000, "cuStreamEndCapture", "cuStreamEndCapture_ptsz")};
+  static const Hook table[] = {KVMEM_PLAIN_CALLS(KVMEM_LIST_PLAIN) KVMEM_CALLS(KVMEM_LIST)
+                                   KVMEM_CAPTURES(KVMEM_LIST)
+                                       KVMEM_LIST(, cuStreamEndCapture, 10000, "cuStreamEndCapture",
+                                                  "cuStreamEndCapture_ptsz", )};
   return {table, sizeof table / sizeof table[0]};
 }
 
