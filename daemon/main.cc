@@ -21,6 +21,7 @@
 #include "os/clock.h"
 #include "os/log.h"
 #include "os/memory.h"
+#include "os/priority.h"
 #include "os/service.h"
 #include "os/socket.h"
 #include "os/timer.h"
@@ -31,7 +32,6 @@ namespace kvmem {
 namespace {
 
 constexpr int kExitUsage = 2;
-constexpr int kNice = -10;
 constexpr std::uint64_t kHousekeepNs = 1'000'000'000;
 
 constexpr char kUsage[] =
@@ -222,7 +222,7 @@ int run(int argc, char** argv) {
 
   // Engines' threads wait for this loop while their cores are busy computing: it goes first where
   // it may. Workers inherit it.
-  (void)::setpriority(PRIO_PROCESS, 0, kNice);
+  os::go_first();
 
   const config::Config& config = daemon.config;
   const std::string& runtime_dir = config.daemon.runtime_dir;
