@@ -3,7 +3,8 @@
 
 usage: check_layers.py ROOT TABLE
 
-Headers are included by the path below libkvmem/ or daemon/ ("base/status.h", "tier/store.h").
+Headers are included by the path below libkvmem/ or daemon/ ("base/status.h", "tier/store.h"), those
+of kernels/ by the whole path.
 """
 import pathlib
 import re
@@ -30,9 +31,9 @@ def load_table(path):
 def main():
     root, table_path = map(pathlib.Path, sys.argv[1:3])
     table = load_table(table_path)
-    roots = [root / "libkvmem", root / "libkvmem" / "include", root / "daemon"]
+    roots = [root / "libkvmem", root / "libkvmem" / "include", root / "daemon", root]
     faults, seen = 0, 0
-    for file in sorted(p for top in ("libkvmem", "daemon") for p in (root / top).rglob("*")):
+    for file in sorted(p for top in ("kernels", "libkvmem", "daemon") for p in (root / top).rglob("*")):
         if file.suffix not in SUFFIXES:
             continue
         seen += 1

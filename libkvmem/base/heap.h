@@ -65,6 +65,11 @@ class Array {
     size_ = size;
     return true;
   }
+  void swap(Array& o) noexcept {
+    std::swap(data_, o.data_);
+    std::swap(size_, o.size_);
+    std::swap(capacity_, o.capacity_);
+  }
   void shrink(std::size_t size) { size_ = size < size_ ? size : size_; }
 
  private:

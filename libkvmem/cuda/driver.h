@@ -36,6 +36,15 @@ namespace kvmem::cuda {
   X(set_access, cuMemSetAccess, 10020)                               \
   X(context_device, cuCtxGetDevice, 2000)                            \
   X(copy_async, cuMemcpyDtoDAsync, 3020)                             \
+  X(copy_out_async, cuMemcpyDtoHAsync, 3020)                         \
+  X(copy_in_async, cuMemcpyHtoDAsync, 3020)                          \
+  X(fill_async, cuMemsetD8Async, 3020)                               \
+  X(host_allocate, cuMemHostAlloc, 2020)                             \
+  X(host_free, cuMemFreeHost, 2000)                                  \
+  X(module_load, cuModuleLoadData, 2000)                             \
+  X(module_unload, cuModuleUnload, 2000)                             \
+  X(module_function, cuModuleGetFunction, 2000)                      \
+  X(launch, cuLaunchKernel, 4000)                                    \
   X(allocate, cuMemAlloc, 3020)                                      \
   X(allocate_pitch, cuMemAllocPitch, 3020)                           \
   X(free, cuMemFree, 3020)                                           \

@@ -34,6 +34,14 @@ struct PhysicalTraits {
 // A reference to physical memory; a mapping is another one.
 using Physical = UniqueHandle<PhysicalTraits>;
 
+struct StreamTraits {
+  using Value = CUstream;
+  static constexpr Value kNone = nullptr;
+  static void close(CUstream stream) noexcept { (void)driver().stream_destroy(stream); }
+};
+// A stream of kvmem's own: of the engine's work it waits for nothing.
+using Stream = UniqueHandle<StreamTraits>;
+
 // Makes `context` current on this thread, and what was before current again.
 class ContextScope {
  public:

@@ -119,21 +119,84 @@ Status DeviceRegion::map(std::uint32_t first, std::uint32_t count, DevicePlace p
   return {};
 }
 
-Status DeviceRegion::copy_to(std::uint32_t first, std::uint32_t end, DevicePlace place,
-                             const DevicePool::Page* next) const {
-  // On a stream of its own: of the engine's work nothing is waited for that may begin meanwhile.
-  const cuda::Driver& driver = cuda::driver();
-  CUstream stream = nullptr;
-  KV_TRY(cuda::status_of(driver.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
-  Status status;
-  for (std::uint32_t i = first; i < end && status.ok(); ++i) {
-    if (!is_elsewhere(i, place)) continue;
-    status = cuda::status_of(driver.copy_async(next++->home, at(i), page_bytes(), stream),
-                             "cuMemcpyDtoDAsync");
+Status DeviceRegion::prepare(std::uint32_t first, std::uint32_t count, DevicePlace place,
+                             Transfer* out) {
+  out->first = first;
+  out->end = first + std::min(count, page_count() - std::min(first, page_count()));
+  out->place = place;
+  std::uint32_t elsewhere = 0;
+  for (std::uint32_t i = first; i < out->end; ++i) elsewhere += is_elsewhere(i, place);
+  if (!out->fresh.resize(elsewhere)) return {Code::kNoMemory, "moving device pages"};
+  const Status taken = pool(place).take(elsewhere, out->fresh.data());
+  if (!taken.ok()) out->fresh.shrink(0);
+  return taken;
+}
+
+template <class Step>
+Status DeviceRegion::in_batches(const Transfer& transfer, Step step) const {
+  kvmem_batch batch;
+  batch.page_bytes = page_bytes();
+  batch.count = 0;
+  std::size_t k = 0;
+  for (std::uint32_t i = transfer.first; i < transfer.end; ++i) {
+    if (is_elsewhere(i, transfer.place)) {
+      batch.to[batch.count] = transfer.fresh[k + batch.count].home;
+      batch.from[batch.count++] = at(i);
+    }
+    if (batch.count == KVMEM_BATCH_PAGES || (batch.count > 0 && i + 1 == transfer.end)) {
+      KV_TRY(step(batch, k));
+      k += batch.count;
+      batch.count = 0;
+    }
   }
+  return {};
+}
+
+Status DeviceRegion::copy_ahead(Transfer& transfer, cuda::Kernels& kernels) const {
+  if (transfer.fresh.empty()) return {};
+  Array<std::uint64_t> hashes;
+  if (!hashes.resize(transfer.fresh.size())) return {Code::kNoMemory, "moving device pages"};
+  const cuda::ContextScope current(pools_[0]->context());
+  KV_TRY(current.status());
+  KV_TRY(in_batches(transfer, [&](const kvmem_batch& batch, std::size_t k) {
+    return kernels.copy_hash(batch, hashes.data() + k);
+  }));
+  transfer.hashes.swap(hashes);
+  return {};
+}
+
+// A page that hashes as it did when it was copied is what was copied.
+Status DeviceRegion::copy_changed(Transfer& transfer, cuda::Kernels& kernels) const {
+  return in_batches(transfer, [&](const kvmem_batch& batch, std::size_t k) -> Status {
+    std::uint64_t now[KVMEM_BATCH_PAGES];
+    KV_TRY(kernels.hash(batch, now));
+    kvmem_batch changed;
+    changed.page_bytes = batch.page_bytes;
+    changed.count = 0;
+    for (std::size_t i = 0; i < batch.count; ++i) {
+      if (now[i] == transfer.hashes[k + i]) continue;
+      changed.to[changed.count] = batch.to[i];
+      changed.from[changed.count++] = batch.from[i];
+    }
+    transfer.again += static_cast<std::uint32_t>(changed.count);
+    return changed.count == 0 ? Status() : kernels.copy_hash(changed, now);
+  });
+}
+
+Status DeviceRegion::copy_all(const Transfer& transfer) const {
+  const cuda::Driver& driver = cuda::driver();
+  CUstream made = nullptr;
+  KV_TRY(cuda::status_of(driver.stream_create(&made, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
+  const cuda::Stream stream(made);
+  const Status status = in_batches(transfer, [&](const kvmem_batch& batch, std::size_t) -> Status {
+    for (std::size_t i = 0; i < batch.count; ++i) {
+      KV_TRY(cuda::status_of(driver.copy_async(batch.to[i], batch.from[i], batch.page_bytes, made),
+                             "cuMemcpyDtoDAsync"));
+    }
+    return {};
+  });
   // Also after an error: copies that were started still write to these pages.
-  const Status done = cuda::status_of(driver.stream_synchronize(stream), "cuStreamSynchronize");
-  (void)driver.stream_destroy(stream);
+  const Status done = cuda::status_of(driver.stream_synchronize(made), "cuStreamSynchronize");
   return status.ok() ? done : status;
 }
 
@@ -165,32 +228,176 @@ Status DeviceRegion::exchange_run(std::uint32_t first, std::uint32_t end, Device
   return put_there;
 }
 
-Status DeviceRegion::move(std::uint32_t first, std::uint32_t count, DevicePlace place,
-                          std::uint32_t* moved) {
-  *moved = 0;
-  const std::uint32_t end = first + std::min(count, page_count() - std::min(first, page_count()));
-  std::uint32_t elsewhere = 0;
-  for (std::uint32_t i = first; i < end; ++i) elsewhere += is_elsewhere(i, place);
-  if (elsewhere == 0) return {};
-  Array<DevicePool::Page> fresh;
-  if (!fresh.resize(elsewhere)) return {Code::kNoMemory, "moving device pages"};
-  KV_TRY(pool(place).take(elsewhere, fresh.data()));
+Status DeviceRegion::finish(Transfer& transfer, cuda::Kernels* kernels) {
+  if (transfer.fresh.empty()) return {};
   const cuda::ContextScope current(pools_[0]->context());
   const cuda::OutsideCapture outside;
   Status status = current.status();
-  if (status.ok()) status = copy_to(first, end, place, fresh.data());
-  for (std::uint32_t begin = first; begin < end && status.ok();) {
-    if (!is_elsewhere(begin, place)) {
+  if (status.ok()) {
+    status = transfer.hashes.empty() ? copy_all(transfer) : copy_changed(transfer, *kernels);
+  }
+  for (std::uint32_t begin = transfer.first; begin < transfer.end && status.ok();) {
+    if (!is_elsewhere(begin, transfer.place)) {
       ++begin;
       continue;
     }
     std::uint32_t run = begin;
-    while (run < end && is_elsewhere(run, place)) ++run;
-    status = exchange_run(begin, run, place, fresh.data() + *moved);
-    if (status.ok()) *moved += run - begin;
+    while (run < transfer.end && is_elsewhere(run, transfer.place)) ++run;
+    status = exchange_run(begin, run, transfer.place, transfer.fresh.data() + transfer.moved);
+    if (status.ok()) transfer.moved += run - begin;
     begin = run;
   }
-  pool(place).give_back(fresh.data() + *moved, elsewhere - *moved);
+  abandon(transfer);
+  return status;
+}
+
+void DeviceRegion::abandon(Transfer& transfer) const {
+  const std::size_t unused = transfer.fresh.size() - transfer.moved;
+  pool(transfer.place).give_back(transfer.fresh.data() + transfer.moved, unused);
+  transfer.fresh.shrink(0);
+}
+
+Status DeviceRegion::move(std::uint32_t first, std::uint32_t count, DevicePlace place,
+                          std::uint32_t* moved) {
+  Transfer transfer;
+  *moved = 0;
+  KV_TRY(prepare(first, count, place, &transfer));
+  const Status status = finish(transfer, nullptr);
+  *moved = transfer.moved;
+  return status;
+}
+
+void DeviceRegion::choose(DevicePage state, std::uint32_t* next, std::uint32_t end,
+                          Chosen* out) const {
+  out->batch.page_bytes = page_bytes();
+  out->batch.count = 0;
+  for (; *next < end && out->batch.count < KVMEM_BATCH_PAGES; ++*next) {
+    if (pages_[*next].state != state) continue;
+    out->batch.from[out->batch.count] = at(*next);
+    out->pages[out->batch.count++] = *next;
+  }
+}
+
+Status DeviceRegion::store(std::uint32_t first, std::uint32_t count, const Bank& bank) {
+  const std::uint32_t end = first + std::min(count, page_count() - std::min(first, page_count()));
+  if (!sums_.resize(page_count())) return {Code::kNoMemory, "storing device pages"};
+  const cuda::ContextScope current(pools_[0]->context());
+  KV_TRY(current.status());
+  const cuda::OutsideCapture outside;
+  Chosen chosen;
+  for (std::uint32_t next = first; next < end;) {
+    choose(DevicePage::kMapped, &next, end, &chosen);
+    if (chosen.batch.count > 0) KV_TRY(store_batch(chosen, bank));
+  }
+  return {};
+}
+
+Status DeviceRegion::store_batch(Chosen& chosen, const Bank& bank) {
+  const kvmem_batch& batch = chosen.batch;
+  std::uint64_t hashes[KVMEM_BATCH_PAGES];
+  if (bank.kernels != nullptr) KV_TRY(bank.kernels->hash(batch, hashes));
+  KV_TRY(bank.staging->copy_out(batch, [&](std::size_t k, const std::byte* bytes) -> Status {
+    const std::uint32_t page = chosen.pages[k];
+    sums_[page] = kvmem_twin_copy_page(bank.bytes + page * page_bytes(), bytes, page_bytes());
+    if (bank.kernels == nullptr || sums_[page] == hashes[k]) return {};
+    return {Code::kCorrupt, "a device page was not copied as it is"};
+  }));
+  for (std::size_t k = 0; k < batch.count;) {
+    std::size_t run = k + 1;
+    while (run < batch.count && chosen.pages[run] == chosen.pages[run - 1] + 1) ++run;
+    KV_TRY(unmap_run(chosen.pages[k], chosen.pages[run - 1] + 1));
+    mapped_ -= static_cast<std::uint32_t>(run - k);
+    stored_ += static_cast<std::uint32_t>(run - k);
+    for (; k < run; ++k) pages_[chosen.pages[k]].state = DevicePage::kStored;
+  }
+  return {};
+}
+
+Status DeviceRegion::restore(std::uint32_t first, std::uint32_t count, const Bank& bank) {
+  const std::uint32_t end = first + std::min(count, page_count() - std::min(first, page_count()));
+  const cuda::ContextScope current(pools_[0]->context());
+  KV_TRY(current.status());
+  const cuda::OutsideCapture outside;
+  Chosen chosen;
+  Status result;
+  for (std::uint32_t next = first; next < end;) {
+    choose(DevicePage::kStored, &next, end, &chosen);
+    if (chosen.batch.count == 0) break;
+    const Status status = restore_batch(chosen, bank);
+    if (!status.ok() && status.code() != Code::kCorrupt) return status;
+    if (!status.ok()) result = status;  // the others are right
+  }
+  return result;
+}
+
+// From the bank to the pages' own homes; a bit of `*wrong` for each that is not what was stored.
+Status DeviceRegion::bring(const kvmem_batch& batch, const std::uint32_t* pages, const Bank& bank,
+                           std::uint64_t* wrong) {
+  *wrong = 0;
+  KV_TRY(bank.staging->copy_in(batch, [&](std::size_t k, std::byte* bytes) -> Status {
+    const unsigned char* from = bank.bytes + pages[k] * page_bytes();
+    if (kvmem_twin_copy_page(bytes, from, page_bytes()) != sums_[pages[k]]) {
+      *wrong |= std::uint64_t{1} << k;
+    }
+    return {};
+  }));
+  if (bank.kernels == nullptr) return {};
+  kvmem_batch arrived = batch;
+  std::copy(batch.to, batch.to + batch.count, arrived.from);
+  std::uint64_t hashes[KVMEM_BATCH_PAGES];
+  KV_TRY(bank.kernels->hash(arrived, hashes));
+  for (std::size_t k = 0; k < batch.count; ++k) {
+    if (hashes[k] != sums_[pages[k]]) *wrong |= std::uint64_t{1} << k;
+  }
+  return {};
+}
+
+Status DeviceRegion::restore_batch(Chosen& chosen, const Bank& bank) {
+  kvmem_batch& batch = chosen.batch;
+  DevicePool::Page fresh[KVMEM_BATCH_PAGES];
+  auto on_device =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(batch.count, pools_[0]->available()));
+  while (on_device > 0 && !pools_[0]->take(on_device, fresh).ok()) on_device /= 2;
+  if (on_device < batch.count) {
+    const Status taken = pools_[1] == nullptr
+                             ? Status(Code::kNoMemory, "no room on the device")
+                             : pools_[1]->take(batch.count - on_device, fresh + on_device);
+    if (!taken.ok()) {
+      pools_[0]->give_back(fresh, on_device);
+      return taken;
+    }
+  }
+  const auto place_of = [&](std::size_t k) {
+    return k < on_device ? DevicePlace::kDevice : DevicePlace::kHost;
+  };
+  for (std::size_t k = 0; k < batch.count; ++k) batch.to[k] = fresh[k].home;
+  std::uint64_t wrong = 0;
+  Status status = bring(batch, chosen.pages, bank, &wrong);
+  if (status.ok() && wrong != 0) status = bring(batch, chosen.pages, bank, &wrong);  // the link?
+  for (std::size_t k = 0; k < batch.count;) {
+    const bool right = status.ok() && (wrong >> k & 1) == 0;
+    std::size_t run = k + 1;
+    while (right && run < batch.count && chosen.pages[run] == chosen.pages[run - 1] + 1 &&
+           place_of(run) == place_of(k) && (wrong >> run & 1) == 0) {
+      ++run;
+    }
+    const auto count = static_cast<std::uint32_t>(run - k);
+    if (right) status = put(chosen.pages[k], count, place_of(k), fresh + k);
+    const bool is_there = right && status.ok();
+    if (!is_there) pool(place_of(k)).give_back(fresh + k, count);
+    for (; k < run; ++k) {
+      Page& page = pages_[chosen.pages[k]];
+      if (is_there) {
+        page = {fresh[k], DevicePage::kMapped, place_of(k)};
+        ++mapped_;
+        --stored_;
+      } else if ((wrong >> k & 1) != 0) {
+        page = {};
+        --stored_;
+      }
+    }
+  }
+  if (status.ok() && wrong != 0) return {Code::kCorrupt, "a stored device page has changed"};
   return status;
 }
 

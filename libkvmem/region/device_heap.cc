@@ -29,6 +29,7 @@ struct Entry {
   std::size_t reserved_bytes;
   DeviceRegion* region;
   bool spills;         // has a page in host memory
+  bool moving;         // a thread carries pages of it: it stays
   bool freed;          // by the engine; waits for the gate
   CUstream freed_on;   // or, before that, for an allocation on this stream
   CUcontext freed_in;  // of this context
@@ -53,6 +54,15 @@ std::atomic<std::size_t> freed{0};  // regions that wait for the gate; written u
 // Taken at any time; nobody closes the gate while holding it.
 Lock lock;
 Device devices[kDevicesMax] GUARDED_BY(lock);
+
+// Held by a thread that carries pages, for all of it. Taken before `lock`.
+Lock carrying;
+struct Carrier {
+  cuda::Kernels* kernels;  // null: none yet
+  bool refused;            // and there will be none
+};
+Carrier carriers[kDevicesMax] GUARDED_BY(carrying);
+
 Array<Entry>& entries() REQUIRES(lock);
 Array<Entry>& entries() {
   alignas(Array<Entry>) static constinit unsigned char room[sizeof(Array<Entry>)] = {};
@@ -149,7 +159,8 @@ bool bury() {
     {
       const LockGuard guard(lock);
       Array<Entry>& all = entries();
-      Entry* entry = std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed; });
+      Entry* entry =
+          std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed && !e.moving; });
       if (entry == all.end()) break;
       region = entry->region;
       if (entry->spills) spilled.fetch_sub(1, std::memory_order_relaxed);
@@ -253,41 +264,77 @@ Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
   return region.map(on_device, count - on_device, DevicePlace::kHost);
 }
 
-// Moves the next pages of a range, from `*next` on (0: from the first), as many as one closing of
-// the gate is for. `*more`: there are others.
-Status move_some(Entry& entry, CUdeviceptr at, std::size_t size_bytes, DevicePlace place,
-                 std::uint32_t* next, std::uint32_t* moved, bool* more) REQUIRES(lock) {
-  DeviceRegion& region = *entry.region;
-  Device& device = devices[region.device()];
-  const DevicePool* pool = place == DevicePlace::kDevice ? device.pool : device.host;
-  *more = false;
+// Page kernels for a device; null: none here, copies do.
+cuda::Kernels* kernels_of(CUdevice device, CUcontext context) REQUIRES(carrying) {
+  Carrier& carrier = carriers[device];
+  if (carrier.kernels != nullptr || carrier.refused) return carrier.kernels;
+  const cuda::ContextScope current(context);
+  auto made = cuda::Kernels::create();
+  carrier.refused = !made.ok();
+  if (made.ok()) carrier.kernels = (*std::move(made)).release();
+  return carrier.kernels;
+}
+
+// What is asked to move, and how far that is.
+struct Range {
+  CUdeviceptr at;
+  std::size_t size_bytes;
+  DevicePlace place;
+  std::uint32_t next;  // page of the region; 0: the first of the range
+  bool more;
+};
+
+// Takes memory for the next pages of a range, as many as one closing of the gate is for. The region
+// stays until carried().
+Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* transfer)
+    REQUIRES(carrying) {
+  const LockGuard guard(lock);
+  range.more = false;
+  Entry* entry = entry_of(range.at);
+  if (entry == nullptr ||
+      range.size_bytes > entry->found.begin + entry->reserved_bytes - range.at) {
+    return {Code::kNotFound, "no device region"};
+  }
+  DeviceRegion& region = *entry->region;
+  const Device& device = devices[region.device()];
+  const DevicePool* pool = range.place == DevicePlace::kDevice ? device.pool : device.host;
   if (pool == nullptr) return {Code::kUnsupported, "no host memory at GPU addresses"};
-  if (entry.fixed) return {Code::kUnsupported, "a graph copies it"};
-  const std::size_t offset = at - region.address();
+  if (entry->fixed) return {Code::kUnsupported, "a graph copies it"};
+  const std::size_t offset = range.at - region.address();
   const auto first = static_cast<std::uint32_t>(offset / region.page_bytes());
-  const auto end = static_cast<std::uint32_t>((offset + size_bytes - 1) / region.page_bytes()) + 1;
-  *next = std::max(*next, first);
+  const auto end =
+      static_cast<std::uint32_t>((offset + range.size_bytes - 1) / region.page_bytes()) + 1;
+  range.next = std::max(range.next, first);
   const auto room =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(pool->available(), kPagesPerClosing));
   std::uint32_t elsewhere = 0;
-  const std::uint32_t begin = *next;
-  for (; *next < end; ++*next) {
-    const bool moves = region.page(*next) == DevicePage::kMapped && region.place(*next) != place;
+  const std::uint32_t begin = range.next;
+  for (; range.next < end; ++range.next) {
+    const bool moves =
+        region.page(range.next) == DevicePage::kMapped && region.place(range.next) != range.place;
     if (moves && elsewhere == room) break;
     elsewhere += moves;
   }
-  *more = *next < end;
-  if (room == 0 && *more) return {Code::kNoMemory, "no room for the pages"};
-  std::uint32_t now = 0;
-  const Status status = region.move(begin, *next - begin, place, &now);
-  *moved += now;
+  range.more = range.next < end;
+  if (room == 0 && range.more) return {Code::kNoMemory, "no room for the pages"};
+  KV_TRY(region.prepare(begin, range.next - begin, range.place, transfer));
+  entry->moving = true;
+  *out = &region;
+  return {};
+}
+
+// REQUIRES: the gate is closed, or no page has moved.
+void carried(const DeviceRegion& region) {
+  const LockGuard guard(lock);
+  Entry& entry = entries()[position(region.address())];
   bool spills = false;
   for (std::uint32_t i = 0; i < region.page_count() && !spills; ++i) {
     spills = region.page(i) != DevicePage::kAbsent && region.place(i) == DevicePlace::kHost;
   }
   if (spills != entry.spills) spilled.fetch_add(spills ? 1 : -1, std::memory_order_relaxed);
   entry.spills = spills;
-  return status;
+  entry.moving = false;
+  if (entry.freed) wake_reaper();
 }
 
 }  // namespace
@@ -333,6 +380,7 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
              region->size_bytes(),
              region.get(),
              spills,
+             false,
              false,
              kNoStream,
              nullptr,
@@ -413,21 +461,25 @@ void forget_stream(CUstream stream) {
 }
 
 Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved) {
+  const LockGuard alone(carrying);
   *moved = 0;
-  std::uint32_t next = 0;
-  for (bool more = true; more;) {
-    KV_TRY(g_gate.close(drain, nullptr));
-    Status status;
-    {
-      const LockGuard guard(lock);
-      Entry* entry = entry_of(at);
-      if (entry == nullptr || size_bytes > entry->found.begin + entry->reserved_bytes - at) {
-        status = Status(Code::kNotFound, "no device region");
-      } else {
-        status = move_some(*entry, at, size_bytes, place, &next, moved, &more);
-      }
+  for (Range range{at, size_bytes, place, 0, true}; range.more;) {
+    DeviceRegion* region = nullptr;
+    DeviceRegion::Transfer transfer;
+    KV_TRY(take_next(range, &region, &transfer));
+    cuda::Kernels* kernels = kernels_of(region->device(), region->context());
+    // What cannot be copied ahead is copied behind the gate.
+    if (kernels != nullptr) (void)region->copy_ahead(transfer, *kernels);
+    Status status = g_gate.close(drain, nullptr);
+    const bool closed = status.ok();
+    if (closed) {
+      status = region->finish(transfer, kernels);
+    } else {
+      region->abandon(transfer);
     }
-    g_gate.open();
+    *moved += transfer.moved;
+    carried(*region);
+    if (closed) g_gate.open();
     KV_TRY(status);
   }
   return {};

@@ -39,6 +39,7 @@ constexpr std::uint32_t kOwnPages = kPages / kThreads;
 struct Guards {
   bool gate = true;
   bool drain = true;
+  bool verify = true;
 };
 
 class Move : public test::DeviceTest {
@@ -55,8 +56,11 @@ class Move : public test::DeviceTest {
     CUmodule module = nullptr;
     ASSERT_EQ(cuModuleLoadData(&module, ""), CUDA_SUCCESS);
     ASSERT_EQ(cuModuleGetFunction(&add_, module, "move_add"), CUDA_SUCCESS);
+    auto kernels = cuda::Kernels::create();
+    if (kernels.ok()) kernels_ = *std::move(kernels);
   }
   void TearDown() override {
+    kernels_.reset();
     host_.reset();
     device_.reset();
     DeviceTest::TearDown();
@@ -114,12 +118,22 @@ class Move : public test::DeviceTest {
       const auto first = static_cast<std::uint32_t>(random() % kPages);
       const auto count = static_cast<std::uint32_t>(1 + random() % 4);
       const auto place = random() % 2 == 0 ? DevicePlace::kDevice : DevicePlace::kHost;
-      if (!gate.close(guards.drain ? drain : drain_nothing, this).ok()) continue;
-      std::uint32_t moved = 0;
-      const Status status = region.move(first, count, place, &moved);
+      DeviceRegion::Transfer transfer;
+      const Status room = region.prepare(first, count, place, &transfer);
       // There is room for eight on the device.
-      bad += !status.ok() && status.code() != Code::kNoMemory;
-      moved_ += moved;
+      bad += !room.ok() && room.code() != Code::kNoMemory;
+      if (!room.ok()) continue;
+      if (kernels_ != nullptr && random() % 4 != 0) {
+        bad += !region.copy_ahead(transfer, *kernels_).ok();
+      }
+      if (!gate.close(guards.drain ? drain : drain_nothing, this).ok()) {
+        region.abandon(transfer);
+        continue;
+      }
+      if (!guards.verify) forge(region, transfer);
+      bad += !region.finish(transfer, kernels_.get()).ok();
+      moved_ += transfer.moved;
+      again_ += transfer.again;
       gate.open();
     } while (working > 0);
     for (std::thread& thread : threads) thread.join();
@@ -132,10 +146,79 @@ class Move : public test::DeviceTest {
     return bad;
   }
 
+  // As if what was copied ahead were known to be what is in the pages now.
+  void forge(const DeviceRegion& region, DeviceRegion::Transfer& transfer) {
+    for (std::uint32_t i = transfer.first, k = 0; i < transfer.end; ++i) {
+      if (region.place(i) == transfer.place || transfer.hashes.empty()) continue;
+      kvmem_batch batch{};
+      batch.from[0] = region.address() + i * page();
+      batch.page_bytes = page();
+      batch.count = 1;
+      EXPECT_TRUE(kernels_->hash(batch, &transfer.hashes[k++]).ok());
+    }
+  }
+
   Owned<DevicePool> device_, host_;
+  Owned<cuda::Kernels> kernels_;  // null: built without a compiler
   CUfunction add_ = nullptr;
   std::uint64_t moved_ = 0;
+  std::uint64_t again_ = 0;
 };
+
+TEST_F(Move, BehindTheGateOnlyWhatHasChangedIsCopiedAgain) {
+  if (kernels_ == nullptr) GTEST_SKIP() << "built without a CUDA compiler";
+  auto made = DeviceRegion::create(*device_, host_.get(), 6 * page());
+  ASSERT_TRUE(made.ok());
+  DeviceRegion& region = **made;
+  ASSERT_TRUE(region.map(0, 6).ok());
+  for (std::uint32_t i = 0; i < 6; ++i) {
+    write(region.address() + i * page(), page(), static_cast<unsigned char>(i + 1));
+  }
+  DeviceRegion::Transfer transfer;
+  ASSERT_TRUE(region.prepare(1, 4, DevicePlace::kHost, &transfer).ok());
+  ASSERT_TRUE(region.copy_ahead(transfer, *kernels_).ok());
+  EXPECT_EQ(region.place(1), DevicePlace::kDevice);
+  write(region.address() + 3 * page() + page() / 2, 1, 77);  // a byte of the third
+  reset_calls();
+  ASSERT_TRUE(region.finish(transfer, kernels_.get()).ok());
+  EXPECT_EQ(transfer.moved, 4U);
+  EXPECT_EQ(transfer.again, 1U);
+  EXPECT_EQ(calls("cuLaunchKernel"), 2U);  // a hash of all, a copy of one
+  EXPECT_EQ(calls("cuMemcpyDtoDAsync"), 0U);
+  for (std::uint32_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(region.place(i), i >= 1 && i < 5 ? DevicePlace::kHost : DevicePlace::kDevice);
+    EXPECT_EQ(wrong(region.address() + i * page(), page(), static_cast<unsigned char>(i + 1)),
+              i == 3 ? 1U : 0U);
+  }
+}
+
+TEST_F(Move, MoreThanABatchOfPages) {
+  constexpr std::uint32_t kMany = 2 * KVMEM_BATCH_PAGES + 3;
+  DevicePool::Options options;
+  const Owned<DevicePool> device = pool(options);
+  options.location = {CU_MEM_LOCATION_TYPE_HOST_NUMA, 0};
+  const Owned<DevicePool> host = pool(options);
+  auto made = DeviceRegion::create(*device, host.get(), kMany * page());
+  ASSERT_TRUE(made.ok());
+  DeviceRegion& region = **made;
+  ASSERT_TRUE(region.map(0, kMany).ok());
+  for (std::uint32_t i = 0; i < kMany; ++i) {
+    write(region.address() + i * page(), page(), static_cast<unsigned char>(i + 1));
+  }
+  for (const DevicePlace place : {DevicePlace::kHost, DevicePlace::kDevice}) {
+    DeviceRegion::Transfer transfer;
+    ASSERT_TRUE(region.prepare(0, kMany, place, &transfer).ok());
+    if (kernels_ != nullptr) {
+      ASSERT_TRUE(region.copy_ahead(transfer, *kernels_).ok());
+    }
+    ASSERT_TRUE(region.finish(transfer, kernels_.get()).ok());
+    EXPECT_EQ(transfer.moved, kMany);
+    for (std::uint32_t i = 0; i < kMany; ++i) {
+      ASSERT_EQ(wrong(region.address() + i * page(), page(), static_cast<unsigned char>(i + 1)), 0U)
+          << i;
+    }
+  }
+}
 
 TEST_F(Move, WhatIsInAPageGoesWithIt) {
   auto made = DeviceRegion::create(*device_, host_.get(), 8 * page());
@@ -218,6 +301,9 @@ TEST_F(Move, EveryByteIsRightOverAThousandSchedules) {
   }
   EXPECT_EQ(cuCtxSynchronize(), CUDA_SUCCESS);
   EXPECT_GT(moved_, 2000U);
+  if (kernels_ != nullptr) {
+    EXPECT_GT(again_, 100U);
+  }
 }
 
 // That those schedules would find it: each in a process of its own, since the device dies of it.
@@ -239,6 +325,12 @@ TEST_F(MoveDeathTest, WithoutTheGateTheyGoWrong) {
 TEST_F(MoveDeathTest, WithoutTheDrainTheyGoWrong) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(run_until_bad({.drain = false}), testing::ExitedWithCode(3), "");
+}
+
+TEST_F(MoveDeathTest, WithoutTheVerifyTheyGoWrong) {
+  if (kernels_ == nullptr) GTEST_SKIP() << "built without a CUDA compiler";
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(run_until_bad({.verify = false}), testing::ExitedWithCode(3), "");
 }
 
 }  // namespace

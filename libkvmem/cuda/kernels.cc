@@ -1,0 +1,77 @@
+#include "cuda/kernels.h"
+
+#include <algorithm>
+
+namespace kvmem::cuda {
+namespace {
+
+constexpr unsigned kThreads = 256;  // of a block: what the kernels are compiled for
+constexpr std::size_t kBytesAThread = 16;
+constexpr unsigned kPartsMax = 32;  // blocks a page: with 64 pages, several for each processor
+
+}  // namespace
+
+Result<Owned<Kernels>> Kernels::create() {
+  if (kvmem_kernels_image == nullptr) {
+    return Status(Code::kUnsupported, "built without a CUDA compiler");
+  }
+  const Driver& d = driver();
+  const OutsideCapture outside;
+  CUmodule module = nullptr;
+  KV_TRY(status_of(d.module_load(&module, kvmem_kernels_image), "cuModuleLoadData"));
+  Module loaded(module);
+  CUfunction hash = nullptr;
+  CUfunction copy_hash = nullptr;
+  KV_TRY(status_of(d.module_function(&hash, module, "kvmem_hash"), "cuModuleGetFunction"));
+  KV_TRY(
+      status_of(d.module_function(&copy_hash, module, "kvmem_copy_hash"), "cuModuleGetFunction"));
+  CUstream stream = nullptr;
+  KV_TRY(status_of(d.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
+  Stream own(stream);
+  CUdeviceptr at = 0;
+  KV_TRY(status_of(d.allocate(&at, KVMEM_BATCH_PAGES * sizeof(std::uint64_t)), "cuMemAlloc"));
+  DeviceBytes sums(at);
+  void* room = heap_room<Kernels>();
+  if (room == nullptr) return Status(Code::kNoMemory, "page kernels");
+  return Owned<Kernels>(
+      ::new (room) Kernels(std::move(loaded), std::move(own), std::move(sums), hash, copy_hash));
+}
+
+Kernels::Kernels(Module module, Stream stream, DeviceBytes sums, CUfunction hash,
+                 CUfunction copy_hash)
+    : module_(std::move(module)),
+      stream_(std::move(stream)),
+      sums_(std::move(sums)),
+      hash_(hash),
+      copy_hash_(copy_hash) {}
+
+Status Kernels::hash(const kvmem_batch& batch, std::uint64_t* hashes) {
+  return run(hash_, batch, hashes);
+}
+Status Kernels::copy_hash(const kvmem_batch& batch, std::uint64_t* hashes) {
+  return run(copy_hash_, batch, hashes);
+}
+
+Status Kernels::run(CUfunction kernel, const kvmem_batch& batch, std::uint64_t* hashes) {
+  const Driver& d = driver();
+  const OutsideCapture outside;
+  const CUdeviceptr sums = sums_.get();
+  const std::size_t bytes = batch.count * sizeof *hashes;
+  const std::size_t parts = batch.page_bytes / (kThreads * kBytesAThread);
+  const unsigned blocks = static_cast<unsigned>(std::clamp<std::size_t>(parts, 1, kPartsMax));
+  void* params[] = {const_cast<kvmem_batch*>(&batch), const_cast<CUdeviceptr*>(&sums)};
+  Status status = status_of(d.fill_async(sums, 0, bytes, stream_.get()), "cuMemsetD8Async");
+  if (status.ok()) {
+    status = status_of(d.launch(kernel, blocks, static_cast<unsigned>(batch.count), 1, kThreads, 1,
+                                1, 0, stream_.get(), params, nullptr),
+                       "cuLaunchKernel");
+  }
+  if (status.ok()) {
+    status = status_of(d.copy_out_async(hashes, sums, bytes, stream_.get()), "cuMemcpyDtoHAsync");
+  }
+  // Also after an error: what was started still uses these pages.
+  const Status done = status_of(d.stream_synchronize(stream_.get()), "cuStreamSynchronize");
+  return status.ok() ? done : status;
+}
+
+}  // namespace kvmem::cuda
