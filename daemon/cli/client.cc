@@ -164,11 +164,11 @@ Answer ask(const std::string& socket, const Question& question, unsigned timeout
   request.region_id = question.target.region_id;
   request.first_page = question.target.first_page;
   request.page_count = question.target.page_count;
-  request.pid = ::getpid();
-  if (question.tier.size() >= sizeof(request.tag)) {
-    return failed(kExitUsage, "no tier has so long a name: " + printable(question.tier));
+  request.pid = question.pid;
+  if (question.tag.size() >= sizeof(request.tag)) {
+    return failed(kExitUsage, "nothing has so long a name: " + printable(question.tag));
   }
-  std::memcpy(request.tag, question.tier.data(), question.tier.size());
+  std::memcpy(request.tag, question.tag.data(), question.tag.size());
   if (::send(fd.get(), &request, sizeof(request), MSG_NOSIGNAL) != sizeof(request)) {
     return silent(socket, errno);
   }

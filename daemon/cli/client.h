@@ -23,7 +23,8 @@ struct Target {
 struct Question {
   wire::ControlOp op = wire::ControlOp::kStatus;
   Target target;
-  std::string tier;  // kDrain; travels in Request::tag
+  std::string tag;       // kDrain: the tier; kPark, kWake: whose memory, where `pid` is 0
+  std::int32_t pid = 0;  // kPark, kWake
 };
 
 // NOLINTNEXTLINE(bugprone-exception-escape): moving JSON only checks an invariant

@@ -5,10 +5,13 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -91,6 +94,65 @@ int act(const Globals& globals, const Question& question, const char* verb) {
   const auto refused = answer.json.find("pages_refused");
   const bool partly = refused != answer.json.end() && refused->is_number() && *refused > 0;
   return partly ? kExitPartly : kExitOk;
+}
+
+// Of the memory on GPUs that `question` means: what a GPU still reaches, and what is stored.
+struct Parked {
+  std::uint64_t regions = 0;
+  std::uint64_t mapped_bytes = 0;
+  std::uint64_t stored_bytes = 0;
+};
+Parked parked_of(const nlohmann::json& regions, const Question& question) {
+  Parked sum;
+  for (const nlohmann::json& r : regions.value("gpu_regions", nlohmann::json::array())) {
+    if (question.pid != 0 ? r.value("pid", 0) != question.pid : r.value("tag", "") != question.tag)
+      continue;
+    ++sum.regions;
+    sum.mapped_bytes +=
+        r.value("hbm_bytes", std::uint64_t{0}) + r.value("host_bytes", std::uint64_t{0});
+    sum.stored_bytes += r.value("stored_bytes", std::uint64_t{0});
+  }
+  return sum;
+}
+
+// Asks, and waits until it is so: the engine does it in its own time.
+int park(const Globals& globals, const Question& question, unsigned timeout_s) {
+  const std::string socket = socket_path(globals.socket);
+  const bool parks = question.op == wire::ControlOp::kPark;
+  const auto begin = std::chrono::steady_clock::now();
+  Answer answer = ask(socket, question);
+  if (!answer.ok()) return fail(globals, answer.exit_code, answer.error);
+  Question look;
+  look.op = wire::ControlOp::kRegions;
+  Parked now;
+  bool done = false;
+  double seconds = 0;
+  while (!done && seconds < timeout_s) {
+    answer = ask(socket, look);
+    if (!answer.ok()) return fail(globals, answer.exit_code, answer.error);
+    now = parked_of(answer.json, question);
+    done = (parks ? now.mapped_bytes : now.stored_bytes) == 0;
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    if (!done) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  const char* const why =
+      parks ? "the engine is at work, or has memory that cannot move (kvmemctl regions shows it)"
+            : "the GPU has no room yet";
+  if (globals.json) {
+    print(nlohmann::json{{"done", done},
+                         {"regions", now.regions},
+                         {"mapped_bytes", now.mapped_bytes},
+                         {"stored_bytes", now.stored_bytes},
+                         {"why", done ? "" : why}});
+  } else {
+    print(std::string(parks ? "parked " : "awake ") +
+          human_bytes(parks ? now.stored_bytes : now.mapped_bytes) + " in " +
+          std::to_string(now.regions) + (now.regions == 1 ? " region" : " regions") +
+          (done ? "\n"
+                : ", " + human_bytes(parks ? now.mapped_bytes : now.stored_bytes) + " not: " + why +
+                      "\n"));
+  }
+  return done ? kExitOk : kExitPartly;
 }
 
 nlohmann::json as_json(const std::vector<config::Problem>& problems) {
@@ -234,6 +296,16 @@ int main_with(std::vector<std::string> arguments) {
   CLI::App* const drain = app.add_subcommand("drain", "move everything that may move off a tier");
   drain->add_option("TIER", tier, "dram")->required();
 
+  unsigned timeout_s = 60;
+  CLI::App* const park_command =
+      app.add_subcommand("park", "give an engine's GPU memory back until it uses it again");
+  CLI::App* const wake_command = app.add_subcommand("wake", "bring parked GPU memory back now");
+  for (CLI::App* command : {park_command, wake_command}) {
+    command->add_option("PID|TAG", target_text, "an engine, or memory by its tag (KVMEM_TAG)")
+        ->required();
+    command->add_option("--timeout", timeout_s, "seconds to wait for it");
+  }
+
   CLI::App* const config_command = app.add_subcommand("config", "kvmemd's configuration file");
   config_command->require_subcommand(1);
   std::string file;
@@ -273,6 +345,16 @@ int main_with(std::vector<std::string> arguments) {
   if (keys->parsed()) return config_keys(globals);
 
   Question question;
+  if (park_command->parsed() || wake_command->parsed()) {
+    question.op = park_command->parsed() ? wire::ControlOp::kPark : wire::ControlOp::kWake;
+    const char* const end = target_text.data() + target_text.size();
+    const auto number = std::from_chars(target_text.data(), end, question.pid);
+    if (number.ec != std::errc{} || number.ptr != end || question.pid <= 0) {
+      question.pid = 0;
+      question.tag = target_text;
+    }
+    return park(globals, question, timeout_s);
+  }
   if (!target_text.empty() && !parse_target(target_text, &question.target)) {
     return fail(
         globals, kExitUsage,
@@ -295,7 +377,7 @@ int main_with(std::vector<std::string> arguments) {
   }
   if (drain->parsed()) {
     question.op = wire::ControlOp::kDrain;
-    question.tier = tier;
+    question.tag = tier;
     return act(globals, question, "moving");
   }
   for (const Action& action : actions) {

@@ -405,6 +405,58 @@ std::string render_tiers(const json& tiers, const Style& style) {
                rows, style);
 }
 
+namespace {
+
+std::string gpu_regions(const json& regions, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& r : array(regions, "gpu_regions")) {
+    const std::uint64_t size = number(r, "size_bytes");
+    const std::string state = number(r, "stored_bytes") == size ? "parked"
+                              : number(r, "stored_bytes") != 0  ? "in part parked"
+                                                                : "";
+    rows.push_back({text(r, "address"), text(r, "pid"), text(r, "gpu"), human_bytes(size),
+                    human_bytes(number(r, "hbm_bytes")), human_bytes(number(r, "host_bytes")),
+                    human_bytes(number(r, "stored_bytes")), state, text(r, "last_move"),
+                    text(r, "tag")});
+  }
+  if (rows.empty()) return "";
+  return table({{"on a GPU, at"},
+                {"pid", true},
+                {"gpu", false, true},
+                {"size", true},
+                {"hbm", true},
+                {"host", true},
+                {"stored", true},
+                {"state"},
+                {"last move"},
+                {"what", false, true}},
+               rows, style);
+}
+
+std::string gpus(const json& status, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& gpu : array(status, "gpus")) {
+    std::vector<std::string> holders;
+    for (const json& h : array(gpu, "holders")) {
+      holders.push_back(text(h, "pid") + " " + human_bytes(number(h, "claimed_bytes")));
+    }
+    rows.push_back({text(gpu, "gpu"), human_bytes(number(gpu, "total_bytes")),
+                    human_bytes(number(gpu, "budget_bytes")),
+                    human_bytes(number(gpu, "claimed_bytes")), text(gpu, "engines"),
+                    joined(holders, ", ")});
+  }
+  if (rows.empty()) return "";
+  return heading("GPUs", style) + table({{"gpu"},
+                                         {"has", true},
+                                         {"budget", true},
+                                         {"claimed", true},
+                                         {"engines", true},
+                                         {"by pid", false, true}},
+                                        rows, style);
+}
+
+}  // namespace
+
 std::string render_regions(const json& regions, const Style& style) {
   std::vector<Row> rows;
   for (const json& r : array(regions, "regions")) {
@@ -417,7 +469,8 @@ std::string render_regions(const json& regions, const Style& style) {
                             number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
                            ", ")});
   }
-  if (rows.empty()) return "no regions\n";
+  const std::string on_gpus = gpu_regions(regions, style);
+  if (rows.empty()) return on_gpus.empty() ? "no regions\n" : on_gpus;
   return table({{"region", true},
                 {"pid", true},
                 {"kind"},
@@ -430,7 +483,8 @@ std::string render_regions(const json& regions, const Style& style) {
                 {"pinned", true},
                 {"backing"},
                 {"what", false, true}},
-               rows, style);
+               rows, style) +
+         (on_gpus.empty() ? "" : "\n" + on_gpus);
 }
 
 std::string render_status(const json& status, const Style& style) {
@@ -470,7 +524,8 @@ std::string render_status(const json& status, const Style& style) {
                                {""},
                                {"name", false, true}},
                               rows, style);
-  if (!array(status, "regions").empty()) {
+  out += gpus(status, style);
+  if (!array(status, "regions").empty() || !array(status, "gpu_regions").empty()) {
     out += heading("regions", style) + render_regions(status, style);
   }
   if (const auto counters = nonzero(member(status, "counters")); !counters.empty()) {

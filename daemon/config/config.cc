@@ -272,6 +272,21 @@ Read read_prefetch_depth(const Value& value, const Machine&, Config& c) {
   return {};
 }
 
+Read read_gpu_budget(const Value& value, const Machine&, Config& c) {
+  if (const auto* const text = std::get_if<std::string>(&value);
+      text != nullptr && *text == "auto") {
+    c.gpu.budget_bytes.reset();
+    return {};
+  }
+  std::uint64_t size_bytes = 0;
+  if (Read fault = read_size(value, 0, &size_bytes)) {
+    fault->remedy += ", or \"auto\"";
+    return fault;
+  }
+  c.gpu.budget_bytes = size_bytes;
+  return {};
+}
+
 constexpr std::uint64_t kMs = 1'000'000;
 
 constexpr Field kFields[] = {
@@ -305,6 +320,13 @@ constexpr Field kFields[] = {
        return read_duration(v, kMs, 60'000 * kMs, &c.nvme.sync_interval_ns);
      },
      [](const Config& c) { return in_quotes(show_duration(c.nvme.sync_interval_ns)); }},
+
+    {"gpu.budget", "\"auto\"", true,
+     "of each GPU's own memory, what all engines together may hold: a size; \"auto\": 95 %",
+     read_gpu_budget,
+     [](const Config& c) {
+       return in_quotes(c.gpu.budget_bytes ? show_size(*c.gpu.budget_bytes) : "auto");
+     }},
 
     {"quota.per_uid_dram", "\"100%\"", true,
      "one user's allocations are no larger than this and per_uid_store together: a size, or % of "
@@ -586,6 +608,7 @@ std::vector<Change> diff(const Config& running, const Config& wanted) {
 Config with_live_changes(const Config& running, const Config& wanted) {
   Config out = running;
   out.dram.budget_bytes = wanted.dram.budget_bytes;
+  out.gpu = wanted.gpu;
   out.quota = wanted.quota;
   out.policy.sampling = wanted.policy.sampling;
   out.log = wanted.log;

@@ -56,6 +56,9 @@ struct Config {
     std::uint64_t size_bytes = kStoreMinBytes;
     std::uint64_t sync_interval_ns = 0;
   } nvme;
+  struct Gpu {
+    std::optional<std::uint64_t> budget_bytes;  // of each GPU's memory, for all engines together
+  } gpu;
   struct Quota {
     std::uint64_t per_uid_dram_bytes = 0;  // anonymous regions of a uid: no more than both
     std::uint64_t per_uid_store_bytes = 0;

@@ -6,9 +6,21 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 
 namespace kvmem::os {
+namespace {
+
+// A process that was killed listens until the kernel has taken down its rings.
+bool is_peer_gone(int fd) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.pid > 0 &&
+         ::kill(peer.pid, 0) != 0 && errno == ESRCH;
+}
+
+}  // namespace
 
 Result<UniqueFd> listen_at(const std::string& path, unsigned mode) {
   sockaddr_un address{};
@@ -23,11 +35,12 @@ Result<UniqueFd> listen_at(const std::string& path, unsigned mode) {
   if (::bind(fd.get(), sa, sizeof address) != 0) {
     if (errno != EADDRINUSE) return Status::from_errno("bind");
     UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    if (probe && ::connect(probe.get(), sa, sizeof address) == 0) {
+    const bool is_answered = probe && ::connect(probe.get(), sa, sizeof address) == 0;
+    if (is_answered && !is_peer_gone(probe.get())) {
       return Status(Code::kBusy, "another kvmemd listens on this socket");
     }
-    if (errno != ECONNREFUSED || ::unlink(path.c_str()) != 0 ||
-        ::bind(fd.get(), sa, sizeof address) != 0) {
+    if (!is_answered && errno != ECONNREFUSED) return Status::from_errno("bind");
+    if (::unlink(path.c_str()) != 0 || ::bind(fd.get(), sa, sizeof address) != 0) {
       return Status::from_errno("bind");
     }
   }

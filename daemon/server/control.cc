@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 
 #include "os/clock.h"
@@ -82,10 +83,6 @@ char state_char(Residency entry) {
   return '?';
 }
 
-bool may_see(const os::Peer& peer, std::uint32_t uid) {
-  return peer.uid == 0 || peer.uid == ::geteuid() || peer.uid == uid;
-}
-
 json region_json(const Region& region) {
   std::array<std::uint64_t, 8> states{};
   std::uint64_t pinned = 0;
@@ -156,6 +153,61 @@ json regions_json(Server& server, const os::Peer& peer) {
     if (region != nullptr && may_see(peer, region->uid)) regions.push_back(region_json(*region));
   }
   return regions;
+}
+
+std::string uuid_text(const GpuUuid& uuid) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  const auto bytes = std::as_bytes(std::span(uuid));
+  std::string out = "GPU-";
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) out += '-';
+    out += kDigits[std::to_integer<unsigned>(bytes[i]) >> 4];
+    out += kDigits[std::to_integer<unsigned>(bytes[i]) & 15];
+  }
+  return out;
+}
+
+// GPUs of whose memory an engine holds some. Who holds how much is its owner's business.
+json gpus_json(Server& server, const os::Peer& peer) {
+  json out = json::array();
+  for (const auto& [uuid, gpu] : server.gpus()) {
+    json holders = json::array();
+    for (const auto& [number, session] : server.sessions()) {
+      const std::uint64_t held = gpu.claims.held_by(session->id);
+      if (session->id == 0 || held == 0 || !may_see(peer, session->peer.uid)) continue;
+      holders.push_back({{"pid", session->pid}, {"tag", session->tag}, {"claimed_bytes", held}});
+    }
+    out.push_back({{"gpu", uuid_text(uuid)},
+                   {"total_bytes", gpu.total_bytes},
+                   {"budget_bytes", gpu.claims.budget_bytes()},
+                   {"claimed_bytes", gpu.claims.claimed_bytes()},
+                   {"engines", gpu.claims.holders()},
+                   {"holders", holders}});
+  }
+  return out;
+}
+
+json gpu_regions_json(Server& server, const os::Peer& peer) {
+  json out = json::array();
+  for (const auto& [number, session] : server.sessions()) {
+    if (session->id == 0 || session->ending || !may_see(peer, session->peer.uid)) continue;
+    for (const auto& [address, region] : session->gpu_regions) {
+      char at[32];
+      std::snprintf(at, sizeof at, "0x%llx", static_cast<unsigned long long>(address));
+      out.push_back({{"session", std::to_string(session->id)},
+                     {"pid", session->pid},
+                     {"uid", session->peer.uid},
+                     {"tag", region.tag},
+                     {"gpu", uuid_text(region.gpu)},
+                     {"address", at},
+                     {"size_bytes", region.size_bytes},
+                     {"hbm_bytes", region.hbm_bytes},
+                     {"host_bytes", region.host_bytes},
+                     {"stored_bytes", region.stored_bytes},
+                     {"last_move", region.why}});
+    }
+  }
+  return out;
 }
 
 json status_json(Server& server, const os::Peer& peer) {
@@ -243,6 +295,8 @@ json status_json(Server& server, const os::Peer& peer) {
           {"tiers", tiers_json(server)},
           {"engines", engines},
           {"regions", regions_json(server, peer)},
+          {"gpus", gpus_json(server, peer)},
+          {"gpu_regions", gpu_regions_json(server, peer)},
           {"counters", counters},
           {"moves_by_reason", reasons},
           {"learned",
@@ -413,7 +467,21 @@ json drain(Server& server, const os::Peer& peer, Reply& reply, const std::string
           {"why", sum.why}};
 }
 
+json park(Server& server, const os::Peer& peer, const Request& request, Reply& reply) {
+  const std::uint32_t told = server.tell_engines(peer, request);
+  if (told == 0) {
+    reply = refuse(ENOENT,
+                   "no engine with memory on a GPU has this pid or tag: `kvmemctl regions` lists "
+                   "them");
+  }
+  return {{"engines_told", told}};
+}
+
 }  // namespace
+
+bool may_see(const os::Peer& peer, std::uint32_t uid) {
+  return peer.uid == 0 || peer.uid == ::geteuid() || peer.uid == uid;
+}
 
 std::string control_json(Server& server, const os::Peer& peer, const Request& request,
                          Reply& reply) {
@@ -426,7 +494,11 @@ std::string control_json(Server& server, const os::Peer& peer, const Request& re
     case ControlOp::kTiers:
       return text({{"tiers", tiers_json(server)}});
     case ControlOp::kRegions:
-      return text({{"regions", regions_json(server, peer)}});
+      return text({{"regions", regions_json(server, peer)},
+                   {"gpu_regions", gpu_regions_json(server, peer)}});
+    case ControlOp::kPark:
+    case ControlOp::kWake:
+      return text(park(server, peer, request, reply));
     case ControlOp::kDrain: {
       const std::string tier(request.tag, ::strnlen(request.tag, sizeof request.tag));
       return text(drain(server, peer, reply, tier));

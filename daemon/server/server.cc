@@ -29,6 +29,7 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
+constexpr std::size_t kGpusMax = 256;
 constexpr std::ptrdiff_t kSessionlessMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
@@ -195,6 +196,10 @@ void Server::end(Session& session, const char* why) {
       loop_.release_unclaimed(session.id);
       (void)::unlink(lease_path(session.id).c_str());
     }
+    for (auto it = gpus_.begin(); it != gpus_.end();) {
+      it->second.claims.forget(session.id);
+      it = it->second.claims.holders() == 0 ? gpus_.erase(it) : std::next(it);
+    }
   }
   session.socket_watch.stop();
   session.faults.stop();
@@ -289,6 +294,12 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
         break;
       case wire::Op::kForkClaim:
         answer = fork_claim(session, request, fds);
+        break;
+      case wire::Op::kGpuClaim:
+        answer = gpu_claim(session, request);
+        break;
+      case wire::Op::kGpuRegion:
+        answer = gpu_region(session, request);
         break;
       default:
         answer = refuse(ENOSYS, "unknown request");
@@ -773,6 +784,96 @@ void Server::drop_fork(std::uint64_t token) {
   if (fork == forks_.end()) return;
   for (auto& [id, region] : fork->second.children) loop_.drop_offer(*region);
   forks_.erase(fork);
+}
+
+std::uint64_t Server::gpu_budget(std::uint64_t total_bytes) const {
+  // The rest is for contexts, modules and what is allocated past kvmem.
+  return config_.gpu.budget_bytes.value_or(total_bytes / 20 * 19);
+}
+
+void Server::apply(const config::Config& config) {
+  config_ = config;
+  for (auto& [uuid, gpu] : gpus_) gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
+}
+
+Reply Server::gpu_claim(Session& session, const Request& request) {
+  constexpr std::uint64_t kAskEveryNs = 20'000'000;
+  const GpuUuid uuid{request.gpu[0], request.gpu[1]};
+  auto it = gpus_.find(uuid);
+  if (it == gpus_.end()) {
+    if (request.hbm_wanted_bytes == 0) return {};
+    if (gpus_.size() >= kGpusMax) return refuse(EDQUOT, "too many GPUs");
+    it = gpus_.emplace(uuid, GpuLedger{}).first;
+    it->second.total_bytes = request.size_bytes;
+    it->second.claims.set_budget(gpu_budget(request.size_bytes));
+  }
+  GpuLedger& gpu = it->second;
+  const policy::Ledger::Answer answer =
+      gpu.claims.claim(session.id, request.hbm_bytes, request.hbm_wanted_bytes);
+  const std::uint64_t now = os::now_ns();
+  for (const policy::Ledger::Answer::Asked& asked : answer.asked) {
+    for (auto& [number, other] : sessions_) {
+      if (other->id != asked.holder || other->ending || !other->agent) continue;
+      if (now - other->asked_ns < kAskEveryNs) continue;
+      other->asked_ns = now;
+      wire::AgentCommand command;
+      command.op = wire::AgentOp::kGiveBack;
+      command.for_gpu = {};
+      std::copy(uuid.begin(), uuid.end(), command.for_gpu.gpu);
+      command.for_gpu.hbm_bytes = asked.keeps_bytes;
+      command.for_gpu.hbm_idle_bytes = asked.keeps_idle_bytes;
+      (void)os::send(other->agent.get(), std::as_bytes(std::span(&command, 1)));
+    }
+  }
+  Reply reply;
+  reply.size_bytes = answer.granted_bytes;
+  reply.others_asked = answer.entitled ? 1 : 0;
+  if (gpu.claims.holders() == 0) gpus_.erase(it);
+  return reply;
+}
+
+Reply Server::gpu_region(Session& session, const Request& request) {
+  if (request.size_bytes == 0) {
+    session.gpu_regions.erase(request.address);
+    return {};
+  }
+  if (session.gpu_regions.size() >= config_.quota.regions_max &&
+      !session.gpu_regions.contains(request.address)) {
+    return refuse(EDQUOT, "too many regions of this user: raise quota.regions_max");
+  }
+  session.gpu_regions[request.address] = {{request.gpu[0], request.gpu[1]},
+                                          request.size_bytes,
+                                          request.hbm_bytes,
+                                          request.host_bytes,
+                                          request.stored_bytes,
+                                          text_of(request.tag, sizeof request.tag),
+                                          text_of(request.why, sizeof request.why)};
+  return {};
+}
+
+std::uint32_t Server::tell_engines(const os::Peer& peer, const Request& request) {
+  const std::string tag = text_of(request.tag, sizeof request.tag);
+  std::uint32_t told = 0;
+  for (auto& [number, session] : sessions_) {
+    if (session->id == 0 || session->ending || !session->agent || session->gpu_regions.empty() ||
+        !may_see(peer, session->peer.uid)) {
+      continue;
+    }
+    const auto& regions = session->gpu_regions;
+    const bool is_meant =
+        request.pid != 0 ? session->pid == request.pid
+                         : std::any_of(regions.begin(), regions.end(), [&](const auto& region) {
+                             return region.second.tag == tag;
+                           });
+    if (!is_meant) continue;
+    wire::AgentCommand command;
+    command.op =
+        request.control == wire::ControlOp::kPark ? wire::AgentOp::kPark : wire::AgentOp::kWake;
+    command.for_gpu = {};
+    if (request.pid == 0) std::copy(tag.begin(), tag.end(), command.for_gpu.tag);
+    told += os::send(session->agent.get(), std::as_bytes(std::span(&command, 1))).ok();
+  }
+  return told;
 }
 
 Reply Server::control(Session& session, const Request& request, std::vector<UniqueFd>& fds) {

@@ -17,6 +17,7 @@
 #include "config/config.h"
 #include "loop/loop.h"
 #include "os/timer.h"
+#include "policy/ledger.h"
 #include "server/session.h"
 
 namespace kvmem::server {
@@ -38,7 +39,7 @@ class Server final : private loop::EngineHand {
   Status start();
   // Ends every session and waits (bounded) for the kernel to let go.
   void stop();
-  void apply(const config::Config& config) { config_ = config; }
+  void apply(const config::Config& config);
   void add_warning(std::string text) { warnings_.push_back(std::move(text)); }
   // Once a second: leases of dead engines, forks nobody claimed.
   void housekeep(std::uint64_t now_ns);
@@ -50,6 +51,14 @@ class Server final : private loop::EngineHand {
   const std::map<std::uint64_t, std::unique_ptr<Session>>& sessions() const { return sessions_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
   const ServerTotals& totals() const { return totals_; }
+  struct GpuLedger {
+    std::uint64_t total_bytes = 0;  // as the first engine there said
+    policy::Ledger claims;          // by session id
+  };
+  const std::map<GpuUuid, GpuLedger>& gpus() const { return gpus_; }
+  // Has the engines that `request` means, by `pid` or `tag`, park or wake, of those that `peer` may
+  // act on. How many were told.
+  std::uint32_t tell_engines(const os::Peer& peer, const wire::Request& request);
   std::uint64_t started_ns() const { return started_ns_; }
 
  private:
@@ -75,6 +84,9 @@ class Server final : private loop::EngineHand {
   wire::Reply fork_end(Session& session, const wire::Request& request);
   wire::Reply fork_claim(Session& session, const wire::Request& request,
                          std::vector<UniqueFd>& fds);
+  wire::Reply gpu_claim(Session& session, const wire::Request& request);
+  wire::Reply gpu_region(Session& session, const wire::Request& request);
+  std::uint64_t gpu_budget(std::uint64_t total_bytes) const;
   wire::Reply control(Session& session, const wire::Request& request, std::vector<UniqueFd>& fds);
 
   Result<migrate::View*> checked_range(Session& session, const wire::Request& request);
@@ -105,6 +117,7 @@ class Server final : private loop::EngineHand {
   std::map<std::uint64_t, Fork> forks_;  // by token
   std::vector<std::uint64_t> orphans_;   // sessions of an earlier daemon, not back yet
   std::vector<Session*> sampled_;        // have runs to send
+  std::map<GpuUuid, GpuLedger> gpus_;    // on which somebody holds something
   std::vector<std::string> warnings_;
   ServerTotals totals_;
   std::uint64_t started_ns_ = 0;
@@ -114,6 +127,9 @@ class Server final : private loop::EngineHand {
 // control.cc: the JSON that answers a control request, or an error for `reply`.
 std::string control_json(Server& server, const os::Peer& peer, const wire::Request& request,
                          wire::Reply& reply);
+
+// Whether `peer` may see and steer what belongs to `uid`.
+bool may_see(const os::Peer& peer, std::uint32_t uid);
 
 wire::Reply refuse(int error, const char* message);
 

@@ -9,6 +9,7 @@
 // Nothing an engine sends is used before it is checked. Loop only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -25,6 +26,19 @@
 namespace kvmem::server {
 
 class Server;
+
+using GpuUuid = std::array<std::uint64_t, 2>;
+
+// What an engine says of memory that it has on a GPU; for kvmemctl.
+struct GpuRegion {
+  GpuUuid gpu{};
+  std::uint64_t size_bytes = 0;
+  std::uint64_t hbm_bytes = 0;
+  std::uint64_t host_bytes = 0;
+  std::uint64_t stored_bytes = 0;
+  std::string tag;
+  std::string why;
+};
 
 struct Session {
   Server* server = nullptr;
@@ -49,9 +63,11 @@ struct Session {
     std::uint32_t first_page = 0;
     std::uint32_t page_count = 0;
   };
-  std::map<std::uint64_t, Pending> pending;  // by region id
-  std::uint64_t fork_token = 0;              // between ForkBegin and ForkEnd
-  wire::AgentCommand samples;                // runs gathered for the agent
+  std::map<std::uint64_t, Pending> pending;        // by region id
+  std::map<std::uint64_t, GpuRegion> gpu_regions;  // by address
+  std::uint64_t asked_ns = 0;                      // to give back memory of a GPU, the last time
+  std::uint64_t fork_token = 0;                    // between ForkBegin and ForkEnd
+  wire::AgentCommand samples;                      // runs gathered for the agent
 
   migrate::View* view_at(std::uint64_t address) const {
     auto after = views.upper_bound(address);

@@ -77,6 +77,26 @@ std::size_t parse_bytes(const char* text, std::size_t fallback) {
   return value < kThresholdMin ? kThresholdMin : value;
 }
 
+// "2", "0.5"; 0 for what is no such number.
+std::uint64_t parse_seconds(const char* text) {
+  constexpr std::uint64_t kSecond = 1'000'000'000;
+  std::uint64_t ns = 0;
+  std::uint64_t unit = kSecond;
+  bool is_fraction = false;
+  for (const char* p = text; *p != 0; ++p) {
+    if (*p == '.' && !is_fraction) {
+      is_fraction = true;
+    } else if (*p < '0' || *p > '9' || ns > UINT64_MAX / 20) {
+      return 0;
+    } else if (is_fraction) {
+      ns += static_cast<std::uint64_t>(*p - '0') * (unit /= 10);
+    } else {
+      ns = ns * 10 + static_cast<std::uint64_t>(*p - '0') * kSecond;
+    }
+  }
+  return ns;
+}
+
 bool is_socket_there(const char* path) {
   return sys::call(SYS_faccessat, -100 /* AT_FDCWD */, sys::arg(path), 0 /* F_OK */) == 0;
 }
@@ -99,6 +119,9 @@ Settings read_settings(char* const* environment) {
   }
   if (const char* text = lookup(environment, "KVMEM_GPU_CAPACITY")) {
     s.gpu_capacity_bytes = parse_bytes(text, 0);
+  }
+  if (const char* text = lookup(environment, "KVMEM_PARK_AFTER")) {
+    s.park_after_ns = parse_seconds(text);
   }
   if (const char* text = lookup(environment, "KVMEM_THRESHOLD")) {
     s.threshold_bytes = parse_bytes(text, s.threshold_bytes);

@@ -9,6 +9,9 @@
 //   KVMEM_HBM=BYTES        how much memory of each GPU this engine's regions may use; default: all
 //   KVMEM_GPU_CAPACITY=BYTES  with a smaller KVMEM_HBM: how much cuMemGetInfo says that each has;
 //                          what KVMEM_HBM does not grant is host memory at the same addresses
+//   KVMEM_PARK_AFTER=SECONDS  an engine that has started nothing on its GPUs for so long gives
+//   their
+//                          memory back until it does; default: never
 //   KVMEM_VERBOSE=1        more than one line on standard error
 //   KVMEM_USER_FAULTS_ONLY=1  accept a userfaultfd that cannot serve the kernel's own faults:
 //                          read(2) into a cold page then fails with EFAULT
@@ -27,6 +30,7 @@ struct Settings {
   bool device = false;
   std::size_t hbm_bytes = SIZE_MAX;
   std::size_t gpu_capacity_bytes = 0;  // 0: not set
+  std::uint64_t park_after_ns = 0;     // 0: never
   std::size_t threshold_bytes = std::size_t{32} << 20;
   char socket_path[108] = {};  // sun_path
   char tag[64] = {};

@@ -17,6 +17,7 @@ namespace kvmem::cuda {
   X(get_error_name, cuGetErrorName, 6000)                            \
   X(device_get_count, cuDeviceGetCount, 2000)                        \
   X(device_get_attribute, cuDeviceGetAttribute, 2000)                \
+  X(device_uuid, cuDeviceGetUuid, 11040)                             \
   X(primary_retain, cuDevicePrimaryCtxRetain, 7000)                  \
   X(stream_create, cuStreamCreate, 2000)                             \
   X(stream_destroy, cuStreamDestroy, 4000)                           \

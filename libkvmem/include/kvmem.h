@@ -53,6 +53,11 @@ int kvmem_region_create(size_t size_bytes, const struct kvmem_region_options* op
 /* Frees a region. -EINVAL: `address` is not the start of one. */
 int kvmem_region_destroy(void* address) KVMEM_NOEXCEPT;
 
+/* What the calling thread allocates from now on is called `tag` by kvmemctl, which can also park it
+ * by that name; at most 63 bytes are kept. NULL: by the process's (KVMEM_TAG, else the program's
+ * name) again. */
+void kvmem_set_tag(const char* tag) KVMEM_NOEXCEPT;
+
 /* Advice is a hint; only KVMEM_PIN can fail for want of quota. */
 enum kvmem_advice {
   KVMEM_NORMAL = 0,     /* forget earlier advice */

@@ -10,6 +10,7 @@
 #include "kvmem.h"
 #include "region/host.h"
 #include "region/table.h"
+#include "region/tag.h"
 #ifdef KVMEM_WITH_CUDA
 #include "region/device_heap.h"
 #endif
@@ -109,7 +110,7 @@ KVMEM_EXPORTED int kvmem_region_create(size_t size_bytes, const kvmem_region_opt
   op.kind = Op::Kind::kCreate;
   op.size_bytes = size_bytes;
   op.is_heap = true;
-  op.tag = options != nullptr ? options->tag : nullptr;
+  op.tag = options != nullptr && options->tag != nullptr ? options->tag : kvmem::tag();
   const int error = ask(op);
   if (error == 0) *address = reinterpret_cast<void*>(op.address);
   return error;
@@ -122,6 +123,8 @@ KVMEM_EXPORTED int kvmem_region_destroy(void* address) noexcept {
   errno = saved;
   return is_region ? 0 : -EINVAL;
 }
+
+KVMEM_EXPORTED void kvmem_set_tag(const char* tag) noexcept { kvmem::set_tag(tag); }
 
 KVMEM_EXPORTED int kvmem_advise(const void* address, size_t size_bytes,
                                 kvmem_advice advice) noexcept {

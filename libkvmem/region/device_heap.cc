@@ -1,13 +1,14 @@
 #include "region/device_heap.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cstring>
 
 #include "base/page.h"
-#include "client/lock.h"
 #include "client/notice.h"
 #include "client/settings.h"
-#include "region/device.h"
+#include "region/device_entries.h"
+#include "region/device_keeper.h"
+#include "region/tag.h"
 
 namespace kvmem::device {
 
@@ -16,70 +17,20 @@ constinit Gate g_gate;
 
 namespace {
 
-constexpr int kDevicesMax = 64;
 // What is moved while the gate is closed once: 128 MiB, 3 ms at 50 GB/s.
 constexpr std::uint32_t kPagesPerClosing = 64;
 // How often, and for how long each time, an allocation waits for what is freed before it is out of
 // memory.
 constexpr int kTriesMax = 20;
 constexpr std::uint64_t kTryNs = 100'000'000;
+// So much more is claimed than is needed, if nobody else needs it: a claim is a message to the
+// daemon.
+constexpr std::size_t kClaimBytes = std::size_t{64} << 20;
 
-struct Entry {
-  Found found;
-  std::size_t reserved_bytes;
-  DeviceRegion* region;
-  bool spills;         // has a page in host memory
-  bool moving;         // a thread carries pages of it: it stays
-  bool freed;          // by the engine; waits for the gate
-  CUstream freed_on;   // or, before that, for an allocation on this stream
-  CUcontext freed_in;  // of this context
-  bool fixed;          // does not move
-};
+// One claim at a time: the last one said is the one that holds.
+Lock claiming;
 
-// Of a device, for the life of the process.
-struct Device {
-  DevicePool* pool;  // null: none yet
-  DevicePool* host;  // null: none, the device is all there is
-  bool refused;      // and there will be none
-  std::size_t allocated_bytes;
-  std::size_t hbm_bytes;  // of its own memory, for the engine
-  std::size_t host_bytes;
-};
-
-// Regions with a page in host memory. Written under the lock; a reader that sees none sees it for a
-// region that it had no right to know yet.
-std::atomic<std::size_t> spilled{0};
-std::atomic<std::size_t> freed{0};  // regions that wait for the gate; written under the lock
-
-// Taken at any time; nobody closes the gate while holding it.
-Lock lock;
-Device devices[kDevicesMax] GUARDED_BY(lock);
-
-// Held by a thread that carries pages, for all of it. Taken before `lock`.
-Lock carrying;
-struct Carrier {
-  cuda::Kernels* kernels;  // null: none yet
-  bool refused;            // and there will be none
-};
-Carrier carriers[kDevicesMax] GUARDED_BY(carrying);
-
-Array<Entry>& entries() REQUIRES(lock);
-Array<Entry>& entries() {
-  alignas(Array<Entry>) static constinit unsigned char room[sizeof(Array<Entry>)] = {};
-  // All zero bytes are an empty array; no destructor: threads allocate until the very end.
-  return *reinterpret_cast<Array<Entry>*>(room);
-}
-
-// The entry `at` is in, or the first one behind it.
-std::size_t position(CUdeviceptr at) REQUIRES(lock) {
-  Array<Entry>& all = entries();
-  const Entry* found = std::upper_bound(
-      all.begin(), all.end(), at,
-      [](CUdeviceptr where, const Entry& e) { return where < e.found.begin + e.reserved_bytes; });
-  return static_cast<std::size_t>(found - all.begin());
-}
-
-void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock) {
+void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(g_entries_lock) {
   DevicePool::Options options;
   // A context of the engine's own may end before its memory does.
   if (cuda::driver().primary_retain(&options.context, index) != CUDA_SUCCESS) {
@@ -90,7 +41,12 @@ void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock
   std::size_t free = 0;
   std::size_t total = 0;
   (void)cuda::driver().memory_info(&free, &total);
-  options.bytes_max = device.hbm_bytes = std::min(total, g_settings.hbm_bytes);
+  device.hbm_bytes = std::min(total, g_settings.hbm_bytes);
+  options.bytes_max = std::min(device.hbm_bytes, kPageBytes);  // more is claimed when it is needed
+  CUuuid uuid{};
+  (void)cuda::driver().device_uuid(&uuid, index);
+  std::memcpy(device.gpu.uuid, uuid.bytes, sizeof device.gpu.uuid);
+  device.gpu.total_bytes = total;
   auto made = DevicePool::create(options);
   if (!made.ok()) {
     device.refused = true;
@@ -120,118 +76,38 @@ void make_pools(Device& device, CUdevice index, CUcontext context) REQUIRES(lock
 }
 
 // The live entry `at` is in; null: none.
-Entry* entry_of(CUdeviceptr at) REQUIRES(lock) {
+Entry* entry_of(CUdeviceptr at) REQUIRES(g_entries_lock) {
   const std::size_t i = position(at);
   Entry* entry = entries().begin() + i;
   const bool found = i < entries().size() && at >= entry->found.begin && !entry->freed;
   return found ? entry : nullptr;
 }
 
-// All that was started on any context that has a region is done.
-Status drain(void* /*argument*/) {
-  Array<CUcontext> contexts;
-  {
-    const LockGuard guard(lock);
-    for (const Entry& entry : entries()) {
-      const CUcontext context = entry.found.context;
-      if (std::find(contexts.begin(), contexts.end(), context) != contexts.end()) continue;
-      if (!contexts.resize(contexts.size() + 1)) return {Code::kNoMemory, "a list of contexts"};
-      contexts[contexts.size() - 1] = context;
-    }
-  }
-  for (const CUcontext context : contexts) {
-    const cuda::ContextScope current(context);
-    if (!current.status().ok()) continue;  // the engine has destroyed it, and with it its work
-    const Status status = cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize");
-    if (status.code() != Code::kPeerGone) KV_TRY(status);
-  }
-  return {};
-}
-
-bool any_freed() { return freed.load(std::memory_order_acquire) != 0; }
-
-// Regions that the engine has freed give addresses and memory back. False: not now.
-bool bury() {
-  if (!any_freed()) return true;
-  if (!g_gate.close(drain, nullptr).ok()) return false;
-  for (;;) {
-    DeviceRegion* region = nullptr;
-    {
-      const LockGuard guard(lock);
-      Array<Entry>& all = entries();
-      Entry* entry =
-          std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed && !e.moving; });
-      if (entry == all.end()) break;
-      region = entry->region;
-      if (entry->spills) spilled.fetch_sub(1, std::memory_order_relaxed);
-      std::copy(entry + 1, all.end(), entry);
-      all.shrink(all.size() - 1);
-    }
-    HeapDelete{}(region);
-    freed.fetch_sub(1, std::memory_order_release);  // only now is there room
-  }
-  g_gate.open();
-  return true;
-}
-
-// The thread that buries. It alone closes the gate for that: to an engine's thread, waiting for all
-// that others have started could be waiting for itself.
-sys::FutexWord to_bury{0};  // counted up when there is something to bury
-sys::FutexWord buried{0};   // counted up after each try
-pthread_once_t reaper_once = PTHREAD_ONCE_INIT;
-
-void* reap(void* /*unused*/) {
-  constexpr std::uint64_t kPauseMinNs = 100'000;
-  constexpr std::uint64_t kPauseMaxNs = 50'000'000;
-  (void)sys::block_signals();
-  for (std::uint64_t pause_ns = kPauseMinNs;;) {
-    const std::uint32_t seen = to_bury.load(std::memory_order_acquire);
-    const bool done = bury();
-    buried.fetch_add(1, std::memory_order_release);
-    sys::futex_wake(buried, INT32_MAX);
-    if (done) {
-      pause_ns = kPauseMinNs;
-      sys::futex_wait(to_bury, seen);
-    } else {
-      sys::sleep_ns(pause_ns);
-      pause_ns = std::min(2 * pause_ns, kPauseMaxNs);
-    }
-  }
-}
-
-void start_reaper() {
-  pthread_attr_t attributes;
-  pthread_t thread{};
-  ::pthread_attr_init(&attributes);
-  ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  (void)::pthread_create(&thread, &attributes, reap, nullptr);  // none: freed memory stays
-  ::pthread_attr_destroy(&attributes);
-}
-
-void wake_reaper() {
-  ::pthread_once(&reaper_once, start_reaper);
-  to_bury.fetch_add(1, std::memory_order_release);
-  sys::futex_wake(to_bury, 1);
-}
-
-// Waits until `pool` has room for `pages`, or nothing is left that could make room, or too long.
-void await_room(const DevicePool& pool, std::uint64_t pages) {
+// Waits until the device has room for `pages`, or nothing is left that could make room, or too
+// long.
+void await_room(CUdevice device, const DevicePool& pool, std::uint64_t pages) {
   constexpr std::uint64_t kTooLongNs = 2'000'000'000;
+  constexpr std::uint64_t kAskAgainNs = 10'000'000;
   const std::uint64_t begin_ns = sys::now_ns();
   for (;;) {
-    const std::uint32_t seen = buried.load(std::memory_order_acquire);
-    if (!any_freed() || pool.available() >= pages) return;
+    const bool ask_again = claim_room(device, pages);
+    if (pool.available() >= pages) return;
     const std::uint64_t waited_ns = sys::now_ns() - begin_ns;
     if (waited_ns >= kTooLongNs) return;
-    wake_reaper();
-    sys::futex_wait_for(buried, seen, kTooLongNs - waited_ns);
+    if (any_freed()) {
+      await_keeper(kTooLongNs - waited_ns);
+    } else if (ask_again) {
+      sys::sleep_ns(kAskAgainNs);
+    } else {
+      return;
+    }
   }
 }
 
 // False: kvmem cannot serve this device. `context` is current.
 bool pools_of(CUdevice index, CUcontext context, DevicePool** pool, DevicePool** host) {
-  const LockGuard guard(lock);
-  Device& device = devices[index];
+  const LockGuard guard(g_entries_lock);
+  Device& device = g_devices[index];
   if (device.pool == nullptr && !device.refused) make_pools(device, index, context);
   *pool = device.pool;
   *host = device.host;
@@ -264,17 +140,6 @@ Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
   return region.map(on_device, count - on_device, DevicePlace::kHost);
 }
 
-// Page kernels for a device; null: none here, copies do.
-cuda::Kernels* kernels_of(CUdevice device, CUcontext context) REQUIRES(carrying) {
-  Carrier& carrier = carriers[device];
-  if (carrier.kernels != nullptr || carrier.refused) return carrier.kernels;
-  const cuda::ContextScope current(context);
-  auto made = cuda::Kernels::create();
-  carrier.refused = !made.ok();
-  if (made.ok()) carrier.kernels = (*std::move(made)).release();
-  return carrier.kernels;
-}
-
 // What is asked to move, and how far that is.
 struct Range {
   CUdeviceptr at;
@@ -287,8 +152,8 @@ struct Range {
 // Takes memory for the next pages of a range, as many as one closing of the gate is for. The region
 // stays until carried().
 Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* transfer)
-    REQUIRES(carrying) {
-  const LockGuard guard(lock);
+    REQUIRES(g_carrying) {
+  const LockGuard guard(g_entries_lock);
   range.more = false;
   Entry* entry = entry_of(range.at);
   if (entry == nullptr ||
@@ -296,7 +161,7 @@ Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* trans
     return {Code::kNotFound, "no device region"};
   }
   DeviceRegion& region = *entry->region;
-  const Device& device = devices[region.device()];
+  const Device& device = g_devices[region.device()];
   const DevicePool* pool = range.place == DevicePlace::kDevice ? device.pool : device.host;
   if (pool == nullptr) return {Code::kUnsupported, "no host memory at GPU addresses"};
   if (entry->fixed) return {Code::kUnsupported, "a graph copies it"};
@@ -325,22 +190,73 @@ Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* trans
 
 // REQUIRES: the gate is closed, or no page has moved.
 void carried(const DeviceRegion& region) {
-  const LockGuard guard(lock);
+  const LockGuard guard(g_entries_lock);
   Entry& entry = entries()[position(region.address())];
-  bool spills = false;
-  for (std::uint32_t i = 0; i < region.page_count() && !spills; ++i) {
-    spills = region.page(i) != DevicePage::kAbsent && region.place(i) == DevicePlace::kHost;
-  }
-  if (spills != entry.spills) spilled.fetch_add(spills ? 1 : -1, std::memory_order_relaxed);
-  entry.spills = spills;
   entry.moving = false;
-  if (entry.freed) wake_reaper();
+  settle_entry(entry);
+}
+
+bool add(const Entry& entry) {
+  const LockGuard guard(g_entries_lock);
+  Array<Entry>& all = entries();
+  const std::size_t at = position(entry.found.begin);
+  if (!all.resize(all.size() + 1)) return false;
+  std::copy_backward(all.begin() + at, all.end() - 1, all.end());
+  all[at] = entry;
+  g_devices[entry.region->device()].allocated_bytes += entry.reserved_bytes;
+  settle_entry(all[at]);
+  return true;
+}
+
+Status move_alone(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved)
+    REQUIRES(g_carrying) {
+  for (Range range{at, size_bytes, place, 0, true}; range.more;) {
+    DeviceRegion* region = nullptr;
+    DeviceRegion::Transfer transfer;
+    KV_TRY(take_next(range, &region, &transfer));
+    cuda::Kernels* kernels = carrier_of(region->device(), region->context()).kernels;
+    // What cannot be copied ahead is copied behind the gate.
+    if (kernels != nullptr) (void)region->copy_ahead(transfer, *kernels);
+    Status status = g_gate.close(drain, nullptr);
+    const bool closed = status.ok();
+    if (closed) {
+      status = region->finish(transfer, kernels);
+    } else {
+      region->abandon(transfer);
+    }
+    *moved += transfer.moved;
+    carried(*region);
+    if (closed) g_gate.open();
+    KV_TRY(status);
+  }
+  return {};
 }
 
 }  // namespace
 
 void install() {
   if (g_settings.device) g_threshold_bytes = kPageBytes;
+}
+
+bool claim_room(CUdevice device, std::uint64_t pages) {
+  const LockGuard alone(claiming);
+  DevicePool* pool = nullptr;
+  Gpu gpu{};
+  std::size_t hbm_bytes = 0;
+  {
+    const LockGuard guard(g_entries_lock);
+    pool = g_devices[device].pool;
+    gpu = g_devices[device].gpu;
+    hbm_bytes = g_devices[device].hbm_bytes;
+  }
+  if (pool->available() >= pages) return false;
+  const DevicePool::Stats stats = pool->stats();
+  const std::size_t used = (stats.in_existence - stats.idle) * pool->page_bytes();
+  const std::size_t needed = used + pages * pool->page_bytes();
+  const Claim got =
+      claim(gpu, std::min(needed, hbm_bytes), std::min(needed + kClaimBytes, hbm_bytes));
+  pool->set_bytes_max(got.bytes);
+  return got.others_asked;
 }
 
 CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
@@ -352,40 +268,29 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   DevicePool* pool = nullptr;
   DevicePool* host = nullptr;
   if (!pools_of(device, context, &pool, &host)) return CUDA_ERROR_NOT_SUPPORTED;
+  { const Gate::Pass awake(g_gate); }
   auto made = DeviceRegion::create(*pool, host, size_bytes);
   if (!made.ok()) return code_of(made.status());
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
   // Rather wait for what is being freed than live in host memory.
-  await_room(*pool, region->page_count());
+  await_room(device, *pool, region->page_count());
   Status mapped = map_all(*region, *pool, host != nullptr);
   // The device may be full although the budget is not.
   for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory && any_freed(); ++n) {
-    const std::uint32_t seen = buried.load(std::memory_order_acquire);
-    wake_reaper();
-    sys::futex_wait_for(buried, seen, kTryNs);
+    await_keeper(kTryNs);
     mapped = map_all(*region, *pool, host != nullptr);
   }
   if (!mapped.ok()) return code_of(mapped);
-  const LockGuard guard(lock);
-  Array<Entry>& all = entries();
-  const std::size_t at = position(region->address());
-  if (!all.resize(all.size() + 1)) return CUDA_ERROR_OUT_OF_MEMORY;
-  std::copy_backward(all.begin() + at, all.end() - 1, all.end());
-  devices[device].allocated_bytes += region->size_bytes();
-  *out = region->address();
-  const bool spills = region->place(region->page_count() - 1) == DevicePlace::kHost;
-  if (spills) spilled.fetch_add(1, std::memory_order_relaxed);
-  all[at] = {{*out, size_bytes, context},
-             region->size_bytes(),
-             region.get(),
-             spills,
-             false,
-             false,
-             kNoStream,
-             nullptr,
-             false};
-  (void)region.release();
+  Entry entry{};
+  entry.found = {region->address(), size_bytes, context};
+  entry.reserved_bytes = region->size_bytes();
+  entry.region = region.get();
+  entry.freed_on = kNoStream;
+  std::memcpy(entry.tag, tag(), sizeof entry.tag);
+  if (!add(entry)) return CUDA_ERROR_OUT_OF_MEMORY;
+  *out = region.release()->address();
+  wake_keeper();  // to tell the daemon
   return CUDA_SUCCESS;
 }
 
@@ -396,9 +301,9 @@ CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) 
   if (!cuda::load().ok() || cuda::driver().device_get_count(&gpus) != CUDA_SUCCESS || gpus != 1) {
     return CUDA_ERROR_NOT_SUPPORTED;
   }
-  if (out != nullptr && stream != kNoStream && freed.load(std::memory_order_relaxed) != 0 &&
+  if (out != nullptr && stream != kNoStream && g_freed.load(std::memory_order_relaxed) != 0 &&
       current_device(&device, &context)) {
-    const LockGuard guard(lock);
+    const LockGuard guard(g_entries_lock);
     for (Entry& entry : entries()) {
       const std::size_t over = entry.reserved_bytes - size_bytes;  // or huge
       if (!entry.freed || entry.freed_on != stream || entry.freed_in != context ||
@@ -408,8 +313,8 @@ CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) 
       entry.freed = false;
       entry.freed_on = kNoStream;
       entry.found.size_bytes = size_bytes;
-      freed.fetch_sub(1, std::memory_order_relaxed);
-      devices[device].allocated_bytes += entry.reserved_bytes;
+      g_freed.fetch_sub(1, std::memory_order_relaxed);
+      g_devices[device].allocated_bytes += entry.reserved_bytes;
       *out = entry.found.begin;
       return CUDA_SUCCESS;
     }
@@ -418,7 +323,7 @@ CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) 
 }
 
 bool find(CUdeviceptr at, Found* out) {
-  const LockGuard guard(lock);
+  const LockGuard guard(g_entries_lock);
   const Entry* entry = entry_of(at);
   if (entry != nullptr) *out = entry->found;
   return entry != nullptr;
@@ -438,56 +343,42 @@ bool release_on(CUstream stream, CUdeviceptr at) {
   CUcontext context = nullptr;
   (void)cuda::driver().context_get(&context);
   {
-    const LockGuard guard(lock);
+    const LockGuard guard(g_entries_lock);
     Entry* entry = entry_of(at);
     if (entry == nullptr || entry->found.begin != at) return false;
     entry->freed = true;
     entry->freed_on = stream;
     entry->freed_in = context;
-    freed.fetch_add(1, std::memory_order_relaxed);
-    devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
+    g_freed.fetch_add(1, std::memory_order_relaxed);
+    g_devices[entry->region->device()].allocated_bytes -= entry->reserved_bytes;
   }
   // What was freed on a stream is kept for that stream until somebody needs the room.
-  if (stream == kNoStream) wake_reaper();
+  if (stream == kNoStream) wake_keeper();
   return true;
 }
 
 void forget_stream(CUstream stream) {
   if (!any_freed()) return;
-  const LockGuard guard(lock);
+  const LockGuard guard(g_entries_lock);
   for (Entry& entry : entries()) {
     if (entry.freed && entry.freed_on == stream) entry.freed_on = kNoStream;
   }
 }
 
 Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved) {
-  const LockGuard alone(carrying);
   *moved = 0;
-  for (Range range{at, size_bytes, place, 0, true}; range.more;) {
-    DeviceRegion* region = nullptr;
-    DeviceRegion::Transfer transfer;
-    KV_TRY(take_next(range, &region, &transfer));
-    cuda::Kernels* kernels = kernels_of(region->device(), region->context());
-    // What cannot be copied ahead is copied behind the gate.
-    if (kernels != nullptr) (void)region->copy_ahead(transfer, *kernels);
-    Status status = g_gate.close(drain, nullptr);
-    const bool closed = status.ok();
-    if (closed) {
-      status = region->finish(transfer, kernels);
-    } else {
-      region->abandon(transfer);
+  for (;;) {
+    {
+      const LockGuard alone(g_carrying);
+      if (!g_parked) return move_alone(at, size_bytes, place, moved);
     }
-    *moved += transfer.moved;
-    carried(*region);
-    if (closed) g_gate.open();
-    KV_TRY(status);
+    const Gate::Pass awake(g_gate);
   }
-  return {};
 }
 
 std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
-  if (spilled.load(std::memory_order_relaxed) == 0) return size_bytes;
-  const LockGuard guard(lock);
+  if (g_spilled.load(std::memory_order_relaxed) == 0) return size_bytes;
+  const LockGuard guard(g_entries_lock);
   const Entry* entry = entry_of(at);
   if (entry == nullptr || !entry->spills) return size_bytes;
   const DeviceRegion& region = *entry->region;
@@ -502,7 +393,7 @@ std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
 }
 
 void fix(CUdeviceptr at) {
-  const LockGuard guard(lock);
+  const LockGuard guard(g_entries_lock);
   if (Entry* entry = entry_of(at); entry != nullptr) entry->fixed = true;
 }
 
@@ -512,11 +403,11 @@ bool shrink() {
   if (!current_device(&device, &context)) return false;
   DevicePool* pool = nullptr;
   {
-    const LockGuard guard(lock);
-    pool = devices[device].pool;
+    const LockGuard guard(g_entries_lock);
+    pool = g_devices[device].pool;
   }
   if (pool == nullptr) return false;
-  await_room(*pool, UINT64_MAX);  // all that can be had
+  for (int n = 0; n < kTriesMax && any_freed(); ++n) await_keeper(kTryNs);
   return pool->trim(SIZE_MAX) > 0;
 }
 
@@ -530,8 +421,8 @@ void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
   if (!cuda::load().ok() || !current_device(&device, &context) ||
       !pools_of(device, context, &pool, &host))
     return;
-  const LockGuard guard(lock);
-  const Device& ours = devices[device];
+  const LockGuard guard(g_entries_lock);
+  const Device& ours = g_devices[device];
   const std::size_t held = pool->stats().in_existence * pool->page_bytes();
   // What others use of the device counts as far as it takes from what is granted.
   const std::size_t lacking = ours.hbm_bytes - std::min(ours.hbm_bytes, *free_bytes + held);

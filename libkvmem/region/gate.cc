@@ -8,7 +8,7 @@ bool Gate::change(std::uint32_t state, std::uint32_t next) noexcept {
   return true;
 }
 
-void Gate::wait_outside(std::atomic<std::uint32_t>& inside) noexcept {
+void Gate::wait_outside(std::atomic<std::uint64_t>& inside) noexcept {
   const std::uint64_t begin_ns = sys::now_ns();
   held_.fetch_add(1, std::memory_order_relaxed);
   waiting_.fetch_add(1, std::memory_order_seq_cst);
@@ -43,9 +43,17 @@ void Gate::tell_closer() noexcept {
 
 bool Gate::anybody_inside() const noexcept {
   for (const Shard& shard : shards_) {
-    if (shard.inside.load(std::memory_order_seq_cst) != 0) return true;
+    if (static_cast<std::uint32_t>(shard.inside.load(std::memory_order_seq_cst)) != 0) return true;
   }
   return false;
+}
+
+std::uint32_t Gate::passes() const noexcept {
+  std::uint32_t sum = 0;
+  for (const Shard& shard : shards_) {
+    sum += static_cast<std::uint32_t>(shard.inside.load(std::memory_order_relaxed) >> 32);
+  }
+  return sum;
 }
 
 Status Gate::close(Status (*drain)(void* argument), void* argument) {
@@ -54,8 +62,11 @@ Status Gate::close(Status (*drain)(void* argument), void* argument) {
     const std::uint32_t seen = left_.load(std::memory_order_seq_cst);
     const std::uint32_t state = state_.load(std::memory_order_seq_cst);
     closing = state | kClosing;
-    if (!is(state, kOpen)) {
-      sys::futex_wait(state_, state);  // another one closes it: after that
+    if (!is(state, kOpen)) {  // another one closes it: after that
+      closers_.fetch_add(1, std::memory_order_seq_cst);
+      tell_closer();
+      sys::futex_wait(state_, state);
+      closers_.fetch_sub(1, std::memory_order_seq_cst);
     } else if (waiting_.load(std::memory_order_seq_cst) != 0) {
       sys::futex_wait(left_, seen);  // and after those that were held
     } else if (change(state, closing)) {

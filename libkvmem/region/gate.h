@@ -11,13 +11,14 @@
 //   closed  -> open     open()
 //
 // A closed gate is closed for as long as driver calls take, and nothing waits for the engine while
-// it is. A call inside may block (a synchronous copy), so closing may take as long; a call that is
-// held meanwhile waits for no longer than `patience_ns`. Between two closings all that were held
-// get through.
+// it is; or, where the engine has nothing to do, until is_wanted(). A call inside may block (a
+// synchronous copy), so closing may take as long; a call that is held meanwhile waits for no longer
+// than `patience_ns`. Between two closings all that were held get through.
 //
 // One gate per process: what a thread has entered is counted per thread.
 //
-// Passing an open gate costs two atomic additions on a line that few threads share.
+// Passing an open gate costs two atomic additions on a line that few threads share. They also count
+// the passes.
 #pragma once
 
 #include <atomic>
@@ -38,9 +39,9 @@ class Gate {
   // Around a call that starts work. Any thread; may be nested.
   void enter() noexcept {
     if (depth_++ > 0) return;
-    std::atomic<std::uint32_t>& inside = shards_[shard()].inside;
+    std::atomic<std::uint64_t>& inside = shards_[shard()].inside;
     // Before the look at the state, as close() writes the state before it looks here.
-    inside.fetch_add(1, std::memory_order_seq_cst);
+    inside.fetch_add(kPass, std::memory_order_seq_cst);
     if (__builtin_expect(!is(state_.load(std::memory_order_seq_cst), kOpen), 0)) {
       wait_outside(inside);
     }
@@ -75,6 +76,20 @@ class Gate {
   // REQUIRES: this thread has closed it.
   void open();
 
+  // Whether somebody waits for a closed gate to open: a call, or another one that would close it.
+  bool is_wanted() const noexcept {
+    return waiting_.load(std::memory_order_seq_cst) != 0 ||
+           closers_.load(std::memory_order_seq_cst) != 0;
+  }
+  // For a thread that waits until it is: event() before the look, wait() after it. nudge() ends the
+  // wait as a call would.
+  std::uint32_t event() const noexcept { return left_.load(std::memory_order_seq_cst); }
+  void wait(std::uint32_t seen) noexcept { sys::futex_wait(left_, seen); }
+  void nudge() noexcept { tell_closer(); }
+
+  // Calls that have passed; wraps. Unchanged over a time: the engine has started nothing.
+  std::uint32_t passes() const noexcept;
+
   struct Stats {
     std::uint64_t closed = 0;    // times
     std::uint64_t given_up = 0;  // closings that failed for the engine's sake
@@ -90,8 +105,10 @@ class Gate {
   // taken for the next one.
   static constexpr std::uint32_t kOpen = 0, kClosing = 1, kClosed = 2, kPhase = 3;
   static constexpr unsigned kShards = 16;
+  // In one word: how many have passed, above how many are inside.
+  static constexpr std::uint64_t kPass = (std::uint64_t{1} << 32) | 1;
   struct alignas(64) Shard {
-    std::atomic<std::uint32_t> inside{0};
+    std::atomic<std::uint64_t> inside{0};
   };
 
   static unsigned shard() noexcept {
@@ -101,7 +118,7 @@ class Gate {
     return shard_ - 1;
   }
   static bool is(std::uint32_t state, std::uint32_t phase) { return (state & kPhase) == phase; }
-  void wait_outside(std::atomic<std::uint32_t>& inside) noexcept;
+  void wait_outside(std::atomic<std::uint64_t>& inside) noexcept;
   void tell_closer() noexcept;
   bool anybody_inside() const noexcept;
   // False: no longer in `state`.
@@ -119,9 +136,10 @@ class Gate {
   std::atomic<std::uint64_t> held_{0};
   std::atomic<std::uint64_t> held_ns_{0};
   sys::FutexWord state_{kOpen};
-  sys::FutexWord left_{0};  // counted up when a call leaves a gate that is not open
+  sys::FutexWord left_{0};  // counted up when a call leaves, or comes to, a gate that is not open
   std::atomic<std::uint32_t> captures_{0};
   std::atomic<std::uint32_t> waiting_{0};  // calls that are held
+  std::atomic<std::uint32_t> closers_{0};  // who waits for his turn to close it
 };
 
 }  // namespace kvmem

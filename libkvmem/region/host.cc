@@ -13,6 +13,7 @@
 #include "client/notice.h"
 #include "client/settings.h"
 #include "region/table.h"
+#include "region/tag.h"
 
 namespace kvmem::host {
 
@@ -83,7 +84,7 @@ void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
   op.kind = Kind::kCreate;
   op.size_bytes = size_bytes;
   op.is_heap = is_heap;
-  op.tag = tag;
+  op.tag = tag != nullptr ? tag : kvmem::tag();
   int error = 0;
   {
     LockGuard guard(g_agent_lock);

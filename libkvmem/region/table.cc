@@ -13,6 +13,10 @@
 #include "client/settings.h"
 #include "client/userfault.h"
 #include "region/host.h"
+#ifdef KVMEM_WITH_CUDA
+#include "region/device_keeper.h"
+#include "region/device_ledger.h"
+#endif
 
 namespace kvmem::table {
 
@@ -257,6 +261,19 @@ int open_engine_file(const Op& op) {
   return static_cast<int>(fd);
 }
 
+int open_session(bool says_why_not) {
+  if (sys::now_ns() < retry_at_ns) return -ENOTCONN;
+  const Status status = session().open();
+  if (status.ok()) {
+    retry_ns = kRetryMinNs;
+    return 0;
+  }
+  retry_at_ns = sys::now_ns() + retry_ns;
+  retry_ns = std::min(2 * retry_ns, kRetryMaxNs);
+  if (says_why_not) notice("passing through: ", g_settings.socket_path, ": ", status.what());
+  return -ENOTCONN;
+}
+
 int ensure_session() {
   switch (session().state()) {
     case Session::State::kOpen:
@@ -267,16 +284,7 @@ int ensure_session() {
     case Session::State::kNone:
       break;
   }
-  if (sys::now_ns() < retry_at_ns) return -ENOTCONN;
-  const Status status = session().open();
-  if (status.ok()) {
-    retry_ns = kRetryMinNs;
-    return 0;
-  }
-  retry_at_ns = sys::now_ns() + retry_ns;
-  retry_ns = std::min(2 * retry_ns, kRetryMaxNs);
-  notice("passing through: ", g_settings.socket_path, ": ", status.what());
-  return -ENOTCONN;
+  return open_session(true);
 }
 
 int create(Op& op) {
@@ -976,6 +984,9 @@ int claim_in_child() {
 // --- the daemon's commands and its return ---
 
 int on_command(const wire::AgentCommand& command) {
+#ifdef KVMEM_WITH_CUDA
+  if (command.op >= wire::AgentOp::kPark) return device::carry_out(command);
+#endif
   for (std::uint32_t i = 0; i < command.run_count; ++i) {
     const std::uint64_t begin = command.runs[i].address;
     const std::uint64_t size_bytes = command.runs[i].size_bytes;
@@ -1018,6 +1029,9 @@ bool needs_session() {
   for (std::uint32_t i = 1; i <= region_high; ++i) {
     if (regions[i].managed_pages != 0) return true;
   }
+#ifdef KVMEM_WITH_CUDA
+  if (device::has_claims()) return true;
+#endif
   return false;
 }
 
@@ -1086,10 +1100,16 @@ int on_resumed() {
                       return 0;
                     });
   }
+#ifdef KVMEM_WITH_CUDA
+  device::tell_all();
+#endif
   return session().state() == Session::State::kOpen ? 0 : -EPIPE;
 }
 
 void on_refused(const Status& why) {
+#ifdef KVMEM_WITH_CUDA
+  device::tell_all();
+#endif
   notice("kvmemd did not take this process back: ", why.what());
   for (std::uint32_t i = 1; i <= region_high; ++i) {
     if (regions[i].managed_pages == 0) continue;
@@ -1260,6 +1280,11 @@ void give_up_in_child() {
     detach(r);
     free_region(r);
   }
+}
+
+int connect_quietly() {
+  if (session().state() == Session::State::kNone) (void)open_session(false);
+  return session().state() == Session::State::kOpen ? 0 : -ENOTCONN;
 }
 
 void install() { set_agent_handlers({on_command, needs_session, on_resumed, on_refused}); }

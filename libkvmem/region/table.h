@@ -98,6 +98,9 @@ int serve(void* op);
 // An operation that is not asked again after -EAGAIN.
 void give_up(Op& op);
 
+// A session with the daemon, if there is none. 0, or -ENOTCONN; says nothing of it.
+int connect_quietly();
+
 // Any thread that owns the region.
 Region* region_at(std::uint64_t address);
 

@@ -35,6 +35,15 @@
 //           ForkClaim{fork_token, region_id} -> as RegionCreate; then RegionMapped at the same
 //           address
 //
+// Sharing a GPU, after Arm, by its UUID:
+//   engine: GpuClaim{gpu, size_bytes, hbm_bytes}
+//                                         -> Reply{size_bytes}: of the GPU's memory (size_bytes, as
+//                                            the driver says) the engine may hold so much in all;
+//                                            it has asked for hbm_bytes. Less: others are asked,
+//                                            and it may ask again, if others_asked. The claim is
+//                                            its until it says another figure, or its session ends.
+//   engine: GpuRegion{...}                -> Reply; for kvmemctl alone, size_bytes 0: it is gone
+//
 // ForkBegin{region_id} holds that region alone and leaves nothing to claim: the engine takes pages
 // back into its own memory.
 #pragma once
@@ -60,7 +69,9 @@ enum class Op : std::uint16_t {
   kForkBegin = 9,
   kForkEnd = 10,
   kForkClaim = 11,
-  kControl = 12,  // kvmemctl
+  kControl = 12,    // kvmemctl
+  kGpuClaim = 13,   // gpu, size_bytes, hbm_bytes, hbm_wanted_bytes
+  kGpuRegion = 14,  // gpu, address, size_bytes, hbm_bytes, host_bytes, stored_bytes, tag, why
 };
 
 enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
@@ -86,6 +97,8 @@ enum class ControlOp : std::uint32_t {
   kUnpin = 8,
   kDrain = 9,  // demote everything that may move off `tier`
   kTiers = 10,
+  kPark = 11,  // engines by `pid`, or GPU regions by `tag`
+  kWake = 12,
 };
 
 // One request. Fields that an op does not name are zero; a request of another size or version is
@@ -110,9 +123,14 @@ struct Request {
   ControlOp control = ControlOp::kStatus;
   std::int32_t pid = 0;  // Hello: engine's; ForkEnd: child's, negative when fork failed
   char tag[64] = {};     // Hello: program name; RegionCreate: allocation's tag; UTF-8, 0-ended
-  std::uint64_t reserved[4] = {};
+  std::uint64_t gpu[2] = {};
+  std::uint64_t hbm_bytes = 0;  // in the GPU's own memory
+  std::uint64_t hbm_wanted_bytes = 0;
+  std::uint64_t host_bytes = 0;    // in host memory at the GPU's addresses
+  std::uint64_t stored_bytes = 0;  // in host regions, the GPU cannot reach them
+  char why[24] = {};               // GpuRegion: of the last move
 };
-static_assert(sizeof(Request) == 184 && sizeof(Request) <= kMessageMax);
+static_assert(sizeof(Request) == 224 && sizeof(Request) <= kMessageMax);
 
 struct Reply {
   std::uint32_t version = kProtocolVersion;
@@ -126,13 +144,17 @@ struct Reply {
   std::uint32_t backing = 0;     // wire::Backing
   std::uint32_t fd_count = 0;
   char message[128] = {};  // 0-ended; human readable, only with an error or a warning
-  std::uint64_t reserved[4] = {};
+  std::uint32_t others_asked = 0;
+  std::uint32_t reserved[7] = {};
 };
 static_assert(sizeof(Reply) == 224 && sizeof(Reply) <= kMessageMax);
 
 enum class AgentOp : std::uint32_t {
   kDropMapping = 1,  // madvise(DONTNEED) the runs: the next touch is a minor fault, a heat sample
   kPoison = 2,       // map the runs so that access raises SIGBUS: their pages are lost
+  kPark = 3,         // GPU regions of `tag` (empty: all) into host regions, until they are used
+  kWake = 4,         // and back
+  kGiveBack = 5,     // `gpu`: hold no more than `hbm_bytes` of it, as far as that is possible
 };
 
 struct AgentCommand {
@@ -145,7 +167,16 @@ struct AgentCommand {
     std::uint64_t size_bytes = 0;
   };
   static constexpr unsigned kRunsMax = 15;
-  Run runs[kRunsMax] = {};
+  struct ForGpu {
+    char tag[64];
+    std::uint64_t gpu[2];
+    std::uint64_t hbm_bytes;
+    std::uint64_t hbm_idle_bytes;  // likewise, if the engine does nothing
+  };
+  union {
+    Run runs[kRunsMax] = {};  // kDropMapping, kPoison
+    ForGpu for_gpu;           // the others
+  };
 };
 static_assert(sizeof(AgentCommand) == 256);
 

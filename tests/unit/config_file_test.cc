@@ -60,6 +60,8 @@ huge_pages = "off"
 path = "/var/lib/kvmem/store"
 size = "100GiB"
 sync_interval = "10ms"
+[gpu]
+budget = "20GiB"
 [quota]
 per_uid_dram = "50%"
 per_uid_store = "1GiB"
@@ -81,6 +83,7 @@ TEST(Config, EmptyFileMeansDefaults) {
   EXPECT_EQ(c.dram.huge_pages, HugePages::kAuto);
   EXPECT_EQ(c.nvme.path, "");
   EXPECT_EQ(c.nvme.sync_interval_ns, 50'000'000u);
+  EXPECT_FALSE(c.gpu.budget_bytes.has_value());
   EXPECT_EQ(c.quota.per_uid_dram_bytes, c.dram.budget_bytes);
   EXPECT_EQ(c.quota.per_uid_store_bytes, c.nvme.size_bytes);
   EXPECT_FALSE(c.policy.prefetch_depth.has_value());
@@ -99,6 +102,7 @@ TEST(Config, EveryKeyIsRead) {
   EXPECT_EQ(c.nvme.path, "/var/lib/kvmem/store");
   EXPECT_EQ(c.nvme.size_bytes, 100 * kGiB);
   EXPECT_EQ(c.nvme.sync_interval_ns, 10'000'000u);
+  EXPECT_EQ(c.gpu.budget_bytes, 20 * kGiB);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, 2 * kGiB);
   EXPECT_EQ(c.quota.per_uid_store_bytes, kGiB);
   EXPECT_EQ(c.quota.sessions_max, 3u);

@@ -404,6 +404,72 @@ TEST_F(ServerProtocol, QuotasRefuseWithAWordOnTheRemedy) {
 }
 
 // Connections that never say Hello are bounded on their own, and engines go on beside them.
+// Of what its driver says a GPU has, 95 % are for engines.
+TEST_F(ServerProtocol, EnginesShareAGpu) {
+  constexpr std::uint64_t kTotal = 1000 << 20;
+  auto first = open_session(userfault_.get());
+  auto second = open_session(userfault_.get());
+  const auto claim = [&](Engine& engine, std::uint64_t needed, std::uint64_t wanted) {
+    Request request;
+    request.op = Op::kGpuClaim;
+    request.gpu[0] = 7;
+    request.size_bytes = kTotal;
+    request.hbm_bytes = needed << 20;
+    request.hbm_wanted_bytes = wanted << 20;
+    const Reply reply = engine.client.ask(request).reply;
+    EXPECT_EQ(reply.error, 0) << reply.message;
+    return std::pair{reply.size_bytes >> 20, reply.others_asked};
+  };
+  EXPECT_EQ(claim(*first, 800, 900), std::pair(std::uint64_t{900}, 0U));
+  EXPECT_EQ(claim(*second, 300, 400), std::pair(std::uint64_t{50}, 1U));
+  // The first is asked for what the second lacks, and gives it.
+  wire::AgentCommand command;
+  ASSERT_EQ(::recv(first->agent.get(), &command, sizeof command, 0),
+            static_cast<ssize_t>(sizeof command));
+  EXPECT_EQ(command.op, wire::AgentOp::kGiveBack);
+  EXPECT_EQ(command.for_gpu.gpu[0], 7U);
+  EXPECT_EQ(command.for_gpu.hbm_bytes, std::uint64_t{650} << 20);
+  EXPECT_EQ(claim(*first, 650, 650).first, 650U);
+  EXPECT_EQ(claim(*second, 300, 300).first, 300U);
+
+  Request region;
+  region.op = Op::kGpuRegion;
+  region.gpu[0] = 7;
+  region.address = 0x10000;
+  region.size_bytes = region.hbm_bytes = 300 << 20;
+  std::strcpy(region.tag, "kv");
+  EXPECT_EQ(second->client.ask(region).reply.error, 0);
+  json now = status();
+  ASSERT_EQ(now["gpus"].size(), 1U);
+  EXPECT_EQ(now["gpus"][0]["budget_bytes"], 950 << 20);
+  EXPECT_EQ(now["gpus"][0]["claimed_bytes"], 950 << 20);
+  ASSERT_EQ(now["gpu_regions"].size(), 1U);
+  EXPECT_EQ(now["gpu_regions"][0]["tag"], "kv");
+  for (unsigned n = 1; n < 20; ++n) {
+    region.address = 0x10000 + n;
+    EXPECT_EQ(second->client.ask(region).reply.error, n < 16 ? 0 : -EDQUOT) << n;
+  }
+
+  Request park;
+  park.op = Op::kControl;
+  park.control = wire::ControlOp::kPark;
+  std::strcpy(park.tag, "nobody's");
+  EXPECT_EQ(Client(socket_path_).ask(park).reply.error, -ENOENT);
+  std::strcpy(park.tag, "kv");
+  EXPECT_EQ(Client(socket_path_).ask(park).reply.error, 0);
+  ASSERT_EQ(::recv(second->agent.get(), &command, sizeof command, 0),
+            static_cast<ssize_t>(sizeof command));
+  EXPECT_EQ(command.op, wire::AgentOp::kPark);
+  EXPECT_STREQ(command.for_gpu.tag, "kv");
+
+  // What a dead engine held is free.
+  second->client.close();
+  for (int n = 0; n < 500 && !status()["gpu_regions"].empty(); ++n) ::usleep(10'000);
+  EXPECT_EQ(claim(*first, 950, 950).first, 950U);
+  EXPECT_EQ(claim(*first, 0, 0).first, 0U);
+  EXPECT_TRUE(status()["gpus"].empty());
+}
+
 TEST_F(ServerProtocol, IdleConnectionsAreBoundedAndCostNoSession) {
   auto engine = open_session(userfault_.get());
   std::vector<std::unique_ptr<Client>> idle;

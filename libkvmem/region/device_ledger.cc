@@ -1,0 +1,66 @@
+#include "region/device_ledger.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "client/agent.h"
+#include "region/table.h"
+
+namespace kvmem::device {
+namespace {
+
+std::atomic<bool> claimed{false};
+
+struct Conversation {
+  wire::Request request;
+  wire::Reply reply;
+};
+
+int talk(void* context) {
+  auto& c = *static_cast<Conversation*>(context);
+  if (const int error = table::connect_quietly(); error != 0) return error;
+  return session().request(c.request, nullptr, 0, &c.reply, nullptr);
+}
+
+int ask(Conversation& c) {
+  const LockGuard guard(g_agent_lock);
+  return run_on_agent(talk, &c);
+}
+
+void name(wire::Request& request, const Gpu& gpu) {
+  std::copy(gpu.uuid, gpu.uuid + 2, request.gpu);
+}
+
+}  // namespace
+
+Claim claim(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes) {
+  Conversation c;
+  c.request.op = wire::Op::kGpuClaim;
+  name(c.request, gpu);
+  c.request.size_bytes = gpu.total_bytes;
+  c.request.hbm_bytes = needed_bytes;
+  c.request.hbm_wanted_bytes = wanted_bytes;
+  if (ask(c) != 0) return {wanted_bytes, false};
+  claimed.store(true, std::memory_order_relaxed);
+  return {std::min(c.reply.size_bytes, wanted_bytes), c.reply.others_asked != 0};
+}
+
+bool report(const Gpu& gpu, const RegionReport& region) {
+  Conversation c;
+  c.request.op = wire::Op::kGpuRegion;
+  name(c.request, gpu);
+  c.request.address = region.address;
+  c.request.size_bytes = region.size_bytes;
+  c.request.hbm_bytes = region.hbm_bytes;
+  c.request.host_bytes = region.host_bytes;
+  c.request.stored_bytes = region.stored_bytes;
+  if (region.tag != nullptr) strncpy(c.request.tag, region.tag, sizeof c.request.tag - 1);
+  if (region.why != nullptr) strncpy(c.request.why, region.why, sizeof c.request.why - 1);
+  return ask(c) == 0;
+}
+
+bool has_claims() { return claimed.load(std::memory_order_relaxed); }
+
+}  // namespace kvmem::device
