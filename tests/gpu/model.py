@@ -41,7 +41,7 @@ def main() -> int:
     try:
         import torch
         import transformers
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         skip(f"{error.name} is not installed")
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
