@@ -113,10 +113,10 @@ void fact_places(const Options& options) {
   const bool has_own = own.run("device", "as kvmem asks");
   (void)probe({CU_MEM_LOCATION_TYPE_DEVICE, device.id()}, "device");
   Probe host(device, device.as_kvmem_asks(Place::kHost));
-  bool has_host = false;
+  const bool has_host =
+      host.run("host, node " + std::to_string(device.node()) + " (the GPU's)", "as kvmem asks");
   for (const int node : nodes()) {
     const std::string name = "host, node " + std::to_string(node);
-    if (node == device.node()) has_host = host.run(name + " (the GPU's)", "as kvmem asks");
     answer(name, probe({CU_MEM_LOCATION_TYPE_HOST_NUMA, node}, name), "memory of a NUMA node");
   }
   (void)probe({CU_MEM_LOCATION_TYPE_HOST, 0}, "host, no node named");

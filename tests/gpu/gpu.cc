@@ -331,7 +331,21 @@ void fact_device(const Options& options) {
   CU(cuDeviceGetName(name, sizeof name, device.id()));
   CU(cuDriverGetVersion(&version));
   CU(cuMemGetInfo(&free, &total));
+  static constexpr std::pair<const char*, CUdevice_attribute> kAbilities[] = {
+      {"memory of NUMA nodes", CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED},
+      {"file descriptors", CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED},
+      {"fabric handles", CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED},
+      {"RDMA", CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED},
+      {"pageable memory", CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS},
+      {"atomics over the link", CU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED}};
+  std::string abilities;
+  for (const auto& [what, attribute] : kAbilities) {
+    if (device.attribute(attribute) != 0)
+      abilities += (abilities.empty() ? "" : ", ") + std::string(what);
+  }
   row({{"name", name},
+       {"abilities", abilities},
+       {"node", std::to_string(device.attribute(CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID))},
        {"cuda", std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10)},
        {"compute",
         std::to_string(device.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)) + "." +

@@ -376,6 +376,8 @@ def advise_cases(suite: Suite) -> list[Case]:
 
 def advise_compare(suite: Suite, result: Result) -> None:
     """What the link gave in fact 6, beside it."""
+    if suite.room_to_move() < 16 * GIB:
+        result.notes.append("Less than 16 GiB: the software driver, or no room (--move GIB says otherwise).")
     result.notes.append("*The first time*: host pages are created and pinned on the way; *again*: they are used again.")
     copies = next((r for r in suite.results if r.fact.name == "copies"), None)
     for record in copies.of("figure") if copies else []:
@@ -444,6 +446,8 @@ def surroundings(suite: Suite) -> dict[str, Any]:
         "device": suite.device.get("name", "unknown"),
         "device_bytes": int(suite.device.get("total_bytes", 0)),
         "compute_capability": suite.device.get("compute", ""),
+        "abilities": suite.device.get("abilities", ""),
+        "node": suite.device.get("node", ""),
         "driver": driver or ("softgpu" if suite.options.softgpu else "unknown"),
         "cuda": suite.device.get("cuda", ""),
         "link": f"PCIe {generation} x{width}" if peak else "unknown",
@@ -485,6 +489,7 @@ def markdown(head: dict[str, Any], results: list[Result], softgpu: bool) -> str:
         lines += ["**On the software driver: it says that the suite runs, and no more. Figures mean nothing.**", ""]
     lines += table(["", ""], [
         ["device", f"{head['device']}, {head['device_bytes'] / GIB:.1f} GiB, compute {head['compute_capability']}"],
+        ["it says it has", f"{head['abilities']}; NUMA node {head['node']}"],
         ["driver", f"{head['driver']}, CUDA {head['cuda']}"], ["link", head["link"] + peak],
         ["host", f"{head['processors']} processors, {head['host_bytes'] / GIB:.0f} GiB, Linux {head['kernel']}"],
         ["kvmem", head["kvmem"]], ["took", f"{head['seconds']:.0f} s"]])
