@@ -42,7 +42,7 @@ void fact_advise(const Options& options) {
   const auto advise =
       reinterpret_cast<decltype(&kvmem_advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
   if (advise == nullptr || options.words.empty()) usage("advise BYTES, with libkvmem preloaded");
-  const Device device(options);
+  const Device device;
   const std::size_t page = device.page_bytes();
   const std::size_t bytes = std::strtoull(options.words[0].c_str(), nullptr, 10) / page * page;
   const std::uint64_t words = bytes / 4;

@@ -55,7 +55,7 @@ std::size_t room(const Device& device, Place place, const Options& options) {
 }  // namespace
 
 void fact_calls(const Options& options) {
-  const Device device(options);
+  const Device device;
   const Place place = options.is(0, "host") ? Place::kHost : Place::kDevice;
   if (place == Place::kDevice && !options.is(0, "device")) usage("calls {device|host}");
   for (const std::size_t mib : {2, 16, 64}) {

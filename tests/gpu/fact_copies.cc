@@ -124,7 +124,7 @@ void fact_copies(const Options& options) {
   if (how != "pinned" && how != "mapped" && how != "kernel" && how != "pageable") {
     usage("copies {pinned|mapped|kernel|pageable}");
   }
-  const Device device(options);
+  const Device device;
   const std::size_t bytes = (options.quick ? 64 : 256) * kMiB;
   const Lane out(device, how, false, bytes);
   const Lane in(device, how, true, bytes);

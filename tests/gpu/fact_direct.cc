@@ -48,7 +48,7 @@ std::string told(ssize_t done, std::uint64_t wrong) {
 }  // namespace
 
 void fact_direct(const Options& options) {
-  const Device device(options);
+  const Device device;
   const std::size_t bytes = 4 * device.page_bytes();
   const std::uint64_t words = bytes / 4;
   const File file(options.scratch, bytes);

@@ -79,7 +79,7 @@ void memory_node(const Device& device, bool is_copy, std::size_t moved, CUstream
 }  // namespace
 
 void fact_graph(const Options& options) {
-  const Device device(options);
+  const Device device;
   CUstream stream = nullptr;
   CU(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
   if (options.is(0, "kernel")) {

@@ -172,7 +172,7 @@ void memsets(const Device& device, bool is_wide) {
 }  // namespace
 
 void fact_mixed(const Options& options) {
-  const Device device(options);
+  const Device device;
   const std::size_t pages = options.quick ? 8 : 256;
   if (options.is(0, "kernels")) {
     kernels(device, pages);

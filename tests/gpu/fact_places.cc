@@ -101,8 +101,8 @@ class Probe {
 
 }  // namespace
 
-void fact_places(const Options& options) {
-  const Device device(options);
+void fact_places(const Options&) {
+  const Device device;
   CUmemAllocationProp plain{};
   plain.type = CU_MEM_ALLOCATION_TYPE_PINNED;
   const auto probe = [&](CUmemLocation location, const std::string& name) {

@@ -106,7 +106,7 @@ void beside(const Device& device, const Options& options) {
 }  // namespace
 
 void fact_remap(const Options& options) {
-  const Device device(options);
+  const Device device;
   if (options.is(0, "drained")) {
     drained(device, options);
   } else if (options.is(0, "beside")) {

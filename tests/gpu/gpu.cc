@@ -143,7 +143,7 @@ void figure_rate(const std::string& row_name, const std::string& column, std::si
              size / percentile(times_ns, 0.99), times_ns.size());
 }
 
-Device::Device(const Options&) {
+Device::Device() {
   int count = 0;
   if (cuInit(0) != CUDA_SUCCESS || cuDeviceGetCount(&count) != CUDA_SUCCESS || count == 0) {
     skip("no GPU");
@@ -322,8 +322,8 @@ void Range::move(std::size_t first, std::size_t count, Place place) {
   CU(cuMemAddressFree(aside, count * page));
 }
 
-void fact_device(const Options& options) {
-  const Device device(options);
+void fact_device(const Options&) {
+  const Device device;
   char name[128] = "";
   int version = 0;
   std::size_t free = 0;

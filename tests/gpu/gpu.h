@@ -85,7 +85,7 @@ inline Place other(Place place) { return place == Place::kDevice ? Place::kHost 
 class Device {
  public:
   // Exits 77 where there is none.
-  explicit Device(const Options& options);
+  Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 

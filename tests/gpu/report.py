@@ -189,7 +189,7 @@ def memory_bytes(which: str) -> int:
 
 def number(value: Optional[float]) -> str:
     if value is None:
-        return "?"
+        return "unknown"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -267,10 +267,14 @@ def direct_sentence(result: Result) -> str:
 
 # 6
 
+PEAK = "the link's peak, each way"
+
+
 def copies_compare(suite: Suite, result: Result) -> None:
     peak = suite.head["link_peak_gb_per_s"]
-    if peak:
-        result.notes.append(f"The link's peak is {peak:.0f} GB/s each way ({suite.head['link']}).")
+    for size in ("2 MiB", "64 MiB") if peak else ():
+        result.records.append({"kind": "figure", "row": PEAK, "column": size, "unit": "GB/s", "median": peak,
+                               "p99": peak, "n": 0})
     result.notes.append("Runs of 256 MiB in copies of the size above. *mapped*: host pages at a device address, by "
                         "the copy engines, which is how kvmem moves pages; *kernel*: the same, read or written by one. "
                         "In brackets the slowest of a hundred.")
@@ -282,7 +286,7 @@ def copies_sentence(result: Result) -> str:
         return " / ".join(number(result.figure(f"{how}, {way}", "64 MiB")) for way in ways)
     return (f"To the device / to the host / both at once, GB/s in copies of 64 MiB: pinned {both_ways('pinned')}, "
             f"host pages {both_ways('mapped')}, a kernel over the link {both_ways('kernel')}, "
-            f"pageable {both_ways('pageable')}.")
+            f"pageable {both_ways('pageable')}; {PEAK}: {number(result.figure(PEAK, '64 MiB'))}.")
 
 
 # 7
@@ -465,7 +469,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def samples(records: list[Record]) -> str:
-    counts = [r["n"] for r in records if r["n"] > 0]
+    counts = [r["n"] for r in records if r["n"] > 0] or [0]
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
