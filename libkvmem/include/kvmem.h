@@ -58,6 +58,13 @@ int kvmem_region_destroy(void* address) KVMEM_NOEXCEPT;
  * name) again. */
 void kvmem_set_tag(const char* tag) KVMEM_NOEXCEPT;
 
+/* Gives this process's GPU memory back to the driver, of what is called `tag` (NULL: all), until
+ * its next call that needs the GPU: that one waits until every page is back, with the same bytes,
+ * and for as long as other processes leave no room. Meanwhile they are in host regions, or without
+ * a daemon in ordinary memory. What a captured graph copies stays. Returns once it is done.
+ * -ENOTSUP: no GPU memory is managed here; -EAGAIN: the GPU is at work, or a stream is captured. */
+int kvmem_park(const char* tag) KVMEM_NOEXCEPT;
+
 /* Advice is a hint; only KVMEM_PIN can fail for want of quota. */
 enum kvmem_advice {
   KVMEM_NORMAL = 0,     /* forget earlier advice */

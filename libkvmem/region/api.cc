@@ -13,6 +13,7 @@
 #include "region/tag.h"
 #ifdef KVMEM_WITH_CUDA
 #include "region/device_heap.h"
+#include "region/device_keeper.h"
 #endif
 
 #define KVMEM_EXPORTED extern "C" __attribute__((visibility("default")))
@@ -87,7 +88,7 @@ KVMEM_EXPORTED const char* kvmem_strerror(int error) noexcept {
     case -ENOMEM:
       return "no memory, address space or quota, or part of the range is no region";
     case -ENOTSUP:
-      return "kvmem is switched off (KVMEM=off)";
+      return "kvmem is switched off (KVMEM=off), or manages no such memory here";
     case -ENOTCONN:
       return "no kvmemd can be reached (start it, or set KVMEM_SOCKET)";
     case -EAGAIN:
@@ -125,6 +126,17 @@ KVMEM_EXPORTED int kvmem_region_destroy(void* address) noexcept {
 }
 
 KVMEM_EXPORTED void kvmem_set_tag(const char* tag) noexcept { kvmem::set_tag(tag); }
+
+KVMEM_EXPORTED int kvmem_park([[maybe_unused]] const char* tag) noexcept {
+#ifdef KVMEM_WITH_CUDA
+  const int saved = errno;
+  const int error = kvmem::device::is_on() ? kvmem::device::park_and_wait(tag) : -ENOTSUP;
+  errno = saved;
+  return error;
+#else
+  return -ENOTSUP;
+#endif
+}
 
 KVMEM_EXPORTED int kvmem_advise(const void* address, size_t size_bytes,
                                 kvmem_advice advice) noexcept {

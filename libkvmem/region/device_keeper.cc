@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -34,6 +36,10 @@ struct Wanted {
 Lock wanted_lock;
 Wanted wanted GUARDED_BY(wanted_lock);
 
+// Attempts to park that have ended, in one way or the other; and how the last one did.
+sys::FutexWord parkings{0};
+std::atomic<int> last_parking{0};  // 0 or -errno
+
 sys::FutexWord asked{0};  // counted up when there is something to do
 sys::FutexWord tried{0};  // counted up after each round
 pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -48,6 +54,26 @@ struct Load {
 Wanted take_wanted() {
   const LockGuard guard(wanted_lock);
   return std::exchange(wanted, {});
+}
+
+// --- banks ---
+
+// Memory for what is stored: a host region, or without a daemon the process's own.
+unsigned char* make_bank(std::size_t size_bytes, const char* tag) {
+  if (void* region = host::allocate(size_bytes, /*is_heap=*/true, tag); region != nullptr) {
+    return static_cast<unsigned char*>(region);
+  }
+  const long plain = sys::mmap(0, size_bytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return sys::is_error(plain) ? nullptr : reinterpret_cast<unsigned char*>(plain);
+}
+void give_up_bank(unsigned char* bank, std::size_t size_bytes) {
+  if (bank == nullptr) return;
+  if (in_arena(bank)) {
+    (void)host::release(bank);
+  } else {
+    (void)sys::munmap(reinterpret_cast<std::uintptr_t>(bank), size_bytes);
+  }
 }
 
 // --- burying ---
@@ -70,7 +96,7 @@ void bury_all() {
       all.shrink(all.size() - 1);
     }
     HeapDelete{}(gone.region);
-    if (gone.bank != nullptr) (void)host::release(gone.bank);
+    give_up_bank(gone.bank, gone.reserved_bytes);
     g_freed.fetch_sub(1, std::memory_order_release);  // only now is there room
     RegionReport what{};
     what.address = gone.found.begin;
@@ -176,10 +202,9 @@ DeviceRegion::Bank bank_of(const Load& load) REQUIRES(g_carrying) {
 // Page by batch, so that a call that comes meanwhile waits for no more than one.
 Status store(Load& load) REQUIRES(g_carrying) {
   if (load.bank == nullptr) {
-    load.bank = static_cast<unsigned char*>(
-        host::allocate(load.region->size_bytes(), /*is_heap=*/true, load.tag));
+    load.bank = make_bank(load.region->size_bytes(), load.tag);
   }
-  if (load.bank == nullptr) return {Code::kUnsupported, "no kvmemd to keep what is parked"};
+  if (load.bank == nullptr) return {Code::kNoMemory, "no memory to keep what is parked"};
   const DeviceRegion::Bank bank = bank_of(load);
   if (bank.staging == nullptr) return {Code::kNoMemory, "staging memory"};
   for (std::uint32_t page = 0; page < load.region->page_count(); page += KVMEM_BATCH_PAGES) {
@@ -191,7 +216,7 @@ Status store(Load& load) REQUIRES(g_carrying) {
 
 void drop_bank(Load& load) {
   if (load.region->stored_pages() != 0 || load.bank == nullptr) return;
-  (void)host::release(std::exchange(load.bank, nullptr));
+  give_up_bank(std::exchange(load.bank, nullptr), load.region->size_bytes());
 }
 
 Status store_all(const char* only, const char* why) REQUIRES(g_carrying) {
@@ -240,13 +265,28 @@ void trim_pools() {
   }
 }
 
+void ended(const Status& status) {
+  const int error = status.ok() ? 0 : status.code() == Code::kBusy ? -EAGAIN : -ENOMEM;
+  last_parking.store(error, std::memory_order_relaxed);
+  parkings.fetch_add(1, std::memory_order_release);
+  sys::futex_wake(parkings, INT32_MAX);
+}
+
+Status store_and_trim(const char* only, const char* why) REQUIRES(g_carrying) {
+  KV_TRY(store_all(only, why));
+  trim_pools();
+  claim_held();
+  return {};
+}
+
 // Until a call comes, or the daemon says so.
-void stay_parked() {
+void stay_parked() REQUIRES(g_carrying) {
   for (;;) {
     const std::uint32_t seen = g_gate.event();
     const Wanted also = take_wanted();
     if (g_gate.is_wanted() || also.wake) return;
     bury_all();
+    if (also.park) ended(store_and_trim(also.tag, "park"));
     if (also.tell_all) claim_held();
     tell(also.tell_all);
     tried.fetch_add(1, std::memory_order_release);
@@ -260,16 +300,16 @@ void park(const char* only, const char* why) {
   constexpr std::uint64_t kNoRoomNs = 10'000'000;
   constexpr int kSayAfter = 200;
   const LockGuard alone(g_carrying);
-  if (!g_gate.close(drain, nullptr).ok()) {
-    detail("not parked: the engine has work");
-    return;
+  Status stored = g_gate.close(drain, nullptr);
+  if (!stored.ok()) {
+    detail("not parked: ", stored.what());
+    return ended(stored);
   }
   g_parked = true;
   bury_all();
-  const Status stored = store_all(only, why);
+  stored = store_and_trim(only, why);
+  ended(stored);
   if (stored.ok()) {
-    trim_pools();
-    claim_held();
     stay_parked();
   } else if (stored.code() != Code::kBusy) {
     notice("not parked: ", stored.what(), " ", cuda::error_name(stored));
@@ -499,6 +539,18 @@ int carry_out(const wire::AgentCommand& command) {
   }
   ask();
   return 0;
+}
+
+int park_and_wait(const char* only) {
+  const std::uint32_t seen = parkings.load(std::memory_order_acquire);
+  wire::AgentCommand command;
+  command.op = wire::AgentOp::kPark;
+  command.for_gpu = {};
+  if (only != nullptr) strncpy(command.for_gpu.tag, only, sizeof command.for_gpu.tag - 1);
+  (void)carry_out(command);
+  wake_keeper();
+  while (parkings.load(std::memory_order_acquire) == seen) sys::futex_wait(parkings, seen);
+  return last_parking.load(std::memory_order_relaxed);
 }
 
 void tell_all() {

@@ -7,7 +7,7 @@
 //
 //   awake   -> parking   the daemon asks, or the engine has been idle for KVMEM_PARK_AFTER
 //   parking -> parked    the gate is closed, pages are stored, pools are empty
-//   parking -> waking    a call is held at the gate; or there is nowhere to store
+//   parking -> waking    a call is held at the gate; or there is no memory to store in
 //   parked  -> waking    a call is held at the gate, or the daemon asks
 //   waking  -> awake     all pages are back; the gate opens
 //
@@ -34,6 +34,8 @@ bool any_freed();
 
 // Agent thread: carries out kPark, kWake, kGiveBack, by asking the keeper. 0 or -errno.
 int carry_out(const wire::AgentCommand& command);
+// As kvmem_park(). REQUIRES: not inside the gate.
+int park_and_wait(const char* only);
 // Agent thread: the daemon is another one.
 void tell_all();
 

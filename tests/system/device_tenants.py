@@ -145,6 +145,21 @@ def parks(daemon):
     engine.do("hold 20 more", "held")
     engine.do("check", "right")
 
+    # By the engine itself; also with nobody to keep the pages for it.
+    engine.do("park weights", "parked")
+    assert {r["tag"]: r["stored_bytes"] // MIB for r in daemon.regions(engine)} == {"weights": 48, "more": 0}
+    engine.do("park more", "parked")
+    until("both are", lambda: daemon.sums(engine)["stored"] == 68 * MIB)
+    engine.do("check", "right")
+    alone = Engine(daemon, KVMEM_SOCKET=f"{daemon.work}/nobody")
+    alone.do("park", "parked")
+    alone.do("hold 40 a", "held")
+    for _ in range(3):
+        alone.do("park", "parked")
+        alone.do("check", "right")
+    alone.do("park", "parked")
+    alone.end()
+
     # Without a word, after it has done nothing for a while.
     idle = Engine(daemon, KVMEM_PARK_AFTER="0.2")
     idle.do("hold 16 idle", "held")

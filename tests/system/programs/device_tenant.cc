@@ -4,6 +4,7 @@
 //   add             adds 1 to every word, by a kernel         "added"
 //   check           copies everything out and compares it     "right BYTES" or "wrong BYTES"
 //   drop TAG        frees what has the tag                    "dropped"
+//   park TAG        by the C API                              "parked" or "error N"
 //   work MS         adds and checks parts, for so long        "worked N" or "wrong BYTES"
 // Ends with its input; exits 0 if no call failed and nothing was wrong.
 #include <cuda.h>
@@ -31,6 +32,7 @@ void tenant_add(const softgpu_launch*, void** params) {
   for (std::uint64_t i = 0; i < words; ++i) at[i] += value;
 }
 #pragma weak kvmem_set_tag
+#pragma weak kvmem_park
 }
 
 namespace {
@@ -102,6 +104,12 @@ std::string answer(const std::string& command, std::istringstream& words) {
     }
     return wrong_bytes == 0 ? "right " + std::to_string(bytes)
                             : "wrong " + std::to_string(wrong_bytes);
+  }
+  if (command == "park") {
+    std::string tag;
+    words >> tag;
+    const int error = kvmem_park(tag.empty() ? nullptr : tag.c_str());
+    return error == 0 ? "parked" : "error " + std::to_string(error);
   }
   if (command == "drop") {
     std::string tag;
