@@ -4,10 +4,12 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tests/softgpu/settings.h"
 #include "tests/softgpu/softgpu.h"
+#include "tests/softgpu/work.h"
 
 namespace softgpu {
 
@@ -18,6 +20,7 @@ class Calls {
     CUresult result;
   };
   std::uint64_t calls = 0;
+  bool outlives_device = false;
   std::vector<Failure> failures;
 };
 
@@ -36,11 +39,23 @@ std::map<std::string, Calls>& table() {
   return *kTable;
 }
 
+// About the driver, the devices, and which context is current: answered as ever.
+bool outlives_device(std::string_view entry) {
+  for (const std::string_view prefix :
+       {"cuInit", "cuDriver", "cuGet", "cuDevice", "cuCtxCreate", "cuCtxDestroy", "cuCtxSetCurrent",
+        "cuCtxGetCurrent", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuThread"}) {
+    if (entry.starts_with(prefix)) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Calls& calls_of(const char* entry) {
   const std::lock_guard lock(mu);
-  return table()[entry];
+  Calls& calls = table()[entry];
+  calls.outlives_device = outlives_device(entry);
+  return calls;
 }
 
 CUresult count(Calls& calls) {
@@ -51,7 +66,7 @@ CUresult count(Calls& calls) {
     if (failure.in > 0 && --failure.in == 0) result = failure.result;
   }
   std::erase_if(calls.failures, [](const Calls::Failure& failure) { return failure.in == 0; });
-  return result;
+  return result != CUDA_SUCCESS || calls.outlives_device ? result : device_error();
 }
 
 }  // namespace softgpu

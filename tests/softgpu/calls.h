@@ -11,7 +11,8 @@ namespace softgpu {
 // share one count.
 class Calls;
 Calls& calls_of(const char* entry);
-// Counts; the result an injected failure asks for, else CUDA_SUCCESS.
+// Counts; the result an injected failure asks for, or what the device died of, which every call
+// answers that asks something of a context; else CUDA_SUCCESS.
 CUresult count(Calls& calls);
 
 }  // namespace softgpu

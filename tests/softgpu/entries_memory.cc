@@ -122,10 +122,12 @@ CUresult copy_shape(const End& to, const End& from, std::size_t width, std::size
   Context* context = nullptr;
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   if (width == 0 || height == 0 || depth == 0) return CUDA_SUCCESS;
+  const auto span = [=](const End& end) {
+    return (depth - 1) * end.plane + (height - 1) * end.pitch + width;
+  };
   for (const End& end : {to, from}) {
-    const std::size_t span = (depth - 1) * end.plane + (height - 1) * end.pitch + width;
     if (end.at == 0 || (height > 1 && end.pitch < width)) return CUDA_ERROR_INVALID_VALUE;
-    if (!Memory::get().in_one_place(end.at, span)) return CUDA_ERROR_INVALID_VALUE;
+    if (!Memory::get().in_one_place(end.at, span(end))) return CUDA_ERROR_INVALID_VALUE;
   }
   if (pageable) how = Wait::kAlways;
   if (how == Wait::kAlways) {
@@ -135,6 +137,7 @@ CUresult copy_shape(const End& to, const End& from, std::size_t width, std::size
   const CUresult queued = enqueue(
       *context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMCPY,
       [=] {
+        for (const End& end : {to, from}) require_one_place(end.at, span(end));
         for (std::size_t z = 0; z < depth; ++z) {
           for (std::size_t y = 0; y < height; ++y) {
             std::memmove(pointer(to.at + z * to.plane + y * to.pitch),
@@ -184,12 +187,13 @@ CUresult set_2d(CUdeviceptr to, std::size_t pitch, Value value, std::size_t widt
   Context* context = nullptr;
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   if (width == 0 || height == 0) return CUDA_SUCCESS;
+  const std::size_t span = (height - 1) * pitch + width * sizeof(Value);
   if (to == 0 || to % sizeof(Value) != 0 || pitch % sizeof(Value) != 0 ||
-      (height > 1 && pitch < width * sizeof(Value)) ||
-      !Memory::get().in_one_place(to, (height - 1) * pitch + width * sizeof(Value))) {
+      (height > 1 && pitch < width * sizeof(Value)) || !Memory::get().in_one_place(to, span)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   return enqueue(*context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEMSET, [=] {
+    require_one_place(to, span);
     for (std::size_t y = 0; y < height; ++y) {
       auto* row = static_cast<volatile Value*>(pointer(to + y * pitch));
       for (std::size_t x = 0; x < width; ++x) row[x] = value;
@@ -250,6 +254,8 @@ CUresult pointer_attribute(void* data, CUpointer_attribute attribute, CUdevicept
       return give(place.bytes);
     case CU_POINTER_ATTRIBUTE_MAPPED:
       return give(static_cast<int>(place.owner != Owner::kVmm || place.physical != nullptr));
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+      return give(static_cast<int>(place.owner == Owner::kAlloc));
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
       return give(0);
@@ -467,6 +473,7 @@ CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes,
     // What is not known of a pointer is zero here, and no error.
     if (pointer_attribute(data[i], attributes[i], at) != CUDA_SUCCESS) {
       const bool wide = attributes[i] != CU_POINTER_ATTRIBUTE_MEMORY_TYPE &&
+                        attributes[i] != CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE &&
                         attributes[i] != CU_POINTER_ATTRIBUTE_IS_MANAGED &&
                         attributes[i] != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS &&
                         attributes[i] != CU_POINTER_ATTRIBUTE_MAPPED;

@@ -244,6 +244,7 @@ CUresult cuEventQuery(CUevent handle) {
   if (const CUresult bad = current(&context); bad != CUDA_SUCCESS) return bad;
   const std::lock_guard lock(state_mu);
   if (context->events.count(as_event(handle)) == 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (as_event(handle)->capture != nullptr) return CUDA_ERROR_CAPTURED_EVENT;
   return is_done(as_event(handle)->recorded) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
@@ -255,6 +256,7 @@ CUresult cuEventSynchronize(CUevent handle) {
   {
     const std::lock_guard lock(state_mu);
     if (context->events.count(as_event(handle)) == 0) return CUDA_ERROR_INVALID_HANDLE;
+    if (as_event(handle)->capture != nullptr) return CUDA_ERROR_CAPTURED_EVENT;
     op = as_event(handle)->recorded;
   }
   wait(op);

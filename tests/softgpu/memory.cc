@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <string>
 
@@ -45,6 +46,42 @@ CUdeviceptr reserve_addresses(std::size_t bytes, std::size_t alignment, CUdevice
   return aligned;
 }
 
+// What a memfd is: who made it, and its properties.
+std::string name_of(const CUmemAllocationProp& prop) {
+  return "softgpu " + std::to_string(::getpid()) + " " + std::to_string(prop.location.type) + " " +
+         std::to_string(prop.location.id) + " " + std::to_string(prop.requestedHandleTypes) + " " +
+         std::to_string(prop.allocFlags.gpuDirectRDMACapable);
+}
+
+// False: not one of this driver's.
+bool read_name(int fd, pid_t* maker, CUmemAllocationProp* prop) {
+  char name[256] = {};
+  const std::string link = "/proc/self/fd/" + std::to_string(fd);
+  if (::readlink(link.c_str(), name, sizeof name - 1) < 0) return false;
+  int type = 0;
+  int types = 0;
+  int rdma = 0;
+  if (std::sscanf(name, "/memfd:softgpu %d %d %d %d %d", maker, &type, &prop->location.id, &types,
+                  &rdma) != 5) {
+    return false;
+  }
+  prop->type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  prop->location.type = static_cast<CUmemLocationType>(type);
+  prop->requestedHandleTypes = static_cast<CUmemAllocationHandleType>(types);
+  prop->allocFlags.gpuDirectRDMACapable = static_cast<unsigned char>(rdma);
+  return true;
+}
+
+// In a CUipcMemHandle: where the memfd is, as long as the allocation lives.
+struct IpcHandle {
+  char magic[16];
+  pid_t pid;
+  int fd;
+  std::uint64_t inode, bytes;
+};
+constexpr char kIpcMagic[16] = "softgpu-ipc";
+static_assert(sizeof(IpcHandle) <= sizeof(CUipcMemHandle));
+
 // Back to addresses without memory.
 void hide(CUdeviceptr at, std::size_t bytes) {
   ::mmap(pointer(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
@@ -67,7 +104,7 @@ int protection(CUmemAccess_flags flags) {
 Physical::~Physical() {
   if (fd >= 0) ::close(fd);
   --physical_count;
-  if (on_device()) device_bytes_used -= bytes;
+  if (on_device() && !imported) device_bytes_used -= bytes;
 }
 
 Memory& Memory::get() {
@@ -114,7 +151,7 @@ CUresult Memory::create_locked(std::shared_ptr<Physical>* out, std::size_t bytes
       return CUDA_ERROR_OUT_OF_MEMORY;
     }
   }
-  physical->fd = ::memfd_create("softgpu", MFD_CLOEXEC);
+  physical->fd = ::memfd_create(name_of(prop).c_str(), MFD_CLOEXEC);
   if (physical->fd < 0 || ::ftruncate(physical->fd, static_cast<off_t>(bytes)) != 0) {
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
@@ -165,12 +202,10 @@ bool Memory::handle(CUmemGenericAllocationHandle handle, Handle** out) {
 
 CUresult Memory::retain(CUmemGenericAllocationHandle* out, CUdeviceptr at) {
   const std::lock_guard lock(mu_);
-  auto mapping = mappings_.upper_bound(at);
-  if (out == nullptr || mapping == mappings_.begin()) return CUDA_ERROR_INVALID_VALUE;
-  --mapping;
+  const auto mapping = mapping_of(at);
   const auto range = range_of(at);
-  if (at - mapping->first >= mapping->second.bytes || range == ranges_.end() ||
-      range->second.owner != Owner::kVmm) {
+  if (out == nullptr || mapping == mappings_.end()) return CUDA_ERROR_INVALID_VALUE;
+  if (range == ranges_.end() || range->second.owner != Owner::kVmm) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   for (auto& [id, handle] : handles_) {
@@ -214,7 +249,9 @@ CUresult Memory::export_fd(CUmemGenericAllocationHandle id, int* out) {
 
 CUresult Memory::import_fd(CUmemGenericAllocationHandle* out, int fd) {
   struct stat imported {};
-  if (out == nullptr || ::fstat(fd, &imported) != 0 || imported.st_size <= 0) {
+  pid_t maker = 0;
+  CUmemAllocationProp prop{};
+  if (out == nullptr || ::fstat(fd, &imported) != 0 || !read_name(fd, &maker, &prop)) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   const std::lock_guard lock(mu_);
@@ -236,13 +273,14 @@ CUresult Memory::import_fd(CUmemGenericAllocationHandle* out, int fd) {
       return CUDA_SUCCESS;
     }
   }
-  // Another process's: that one's share of the device.
+  // Nothing here refers to it any more, or it is another process's: that one's share of the device.
   auto physical = std::make_shared<Physical>();
   ++physical_count;
   physical->fd = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
   physical->bytes = static_cast<std::size_t>(imported.st_size);
-  physical->prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-  physical->prop.location.type = CU_MEM_LOCATION_TYPE_HOST;  // counted where it was created
+  physical->prop = prop;
+  physical->imported = maker != ::getpid();
+  if (physical->on_device() && !physical->imported) device_bytes_used += physical->bytes;
   if (physical->fd < 0) return CUDA_ERROR_OPERATING_SYSTEM;
   handles_[next_handle_++] = {std::move(physical), 1};
   return CUDA_SUCCESS;
@@ -253,6 +291,13 @@ std::map<CUdeviceptr, Memory::Range>::iterator Memory::range_of(CUdeviceptr at) 
   if (range == ranges_.begin()) return ranges_.end();
   --range;
   return at - range->first < range->second.bytes ? range : ranges_.end();
+}
+
+std::map<CUdeviceptr, Memory::Mapping>::iterator Memory::mapping_of(CUdeviceptr at) {
+  auto mapping = mappings_.upper_bound(at);
+  if (mapping == mappings_.begin()) return mappings_.end();
+  --mapping;
+  return at - mapping->first < mapping->second.bytes ? mapping : mappings_.end();
 }
 
 CUresult Memory::map(CUdeviceptr at, std::size_t bytes, CUmemGenericAllocationHandle id) {
@@ -313,16 +358,25 @@ CUresult Memory::set_access(CUdeviceptr at, std::size_t bytes, const CUmemAccess
     return CUDA_ERROR_INVALID_VALUE;
   }
   for (std::size_t i = 0; i < count; ++i) {
-    const bool device = desc[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE;
-    if (device && desc[i].location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+    const CUmemLocation& location = desc[i].location;
+    const bool device = location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+    if (device && location.id != 0) return CUDA_ERROR_INVALID_DEVICE;
+    if (!device && location.type != CU_MEM_LOCATION_TYPE_HOST &&
+        location.type != CU_MEM_LOCATION_TYPE_HOST_NUMA) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
     if (desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE &&
         desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READ &&
         desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
       return CUDA_ERROR_INVALID_VALUE;
     }
     for (auto m = mappings_.find(at); m != mappings_.end() && m->first < at + bytes; ++m) {
-      // The processor reaches host memory only.
+      // The processor reaches host memory only, that of a node under this name only.
+      const CUmemLocationType type = m->second.physical->prop.location.type;
       if (!device && m->second.physical->on_device()) return CUDA_ERROR_INVALID_VALUE;
+      if (location.type == CU_MEM_LOCATION_TYPE_HOST_NUMA && type != location.type) {
+        return CUDA_ERROR_INVALID_VALUE;
+      }
     }
   }
   for (auto m = mappings_.find(at); m != mappings_.end() && m->first < at + bytes; ++m) {
@@ -340,10 +394,8 @@ CUresult Memory::set_access(CUdeviceptr at, std::size_t bytes, const CUmemAccess
 
 CUresult Memory::access(unsigned long long* flags, const CUmemLocation& location, CUdeviceptr at) {
   const std::lock_guard lock(mu_);
-  auto mapping = mappings_.upper_bound(at);
-  if (flags == nullptr || mapping == mappings_.begin()) return CUDA_ERROR_INVALID_VALUE;
-  --mapping;
-  if (at - mapping->first >= mapping->second.bytes) return CUDA_ERROR_INVALID_VALUE;
+  const auto mapping = mapping_of(at);
+  if (flags == nullptr || mapping == mappings_.end()) return CUDA_ERROR_INVALID_VALUE;
   *flags =
       location.type == CU_MEM_LOCATION_TYPE_DEVICE ? mapping->second.device : mapping->second.host;
   return CUDA_SUCCESS;
@@ -351,7 +403,6 @@ CUresult Memory::access(unsigned long long* flags, const CUmemLocation& location
 
 CUresult Memory::alloc(CUdeviceptr* out, std::size_t bytes) {
   if (out == nullptr || bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-  constexpr std::size_t kAlignment = 512;
   const std::size_t whole = (bytes + 4095) / 4096 * 4096;
   const std::lock_guard lock(mu_);
   CUmemAllocationProp prop{};
@@ -361,10 +412,18 @@ CUresult Memory::alloc(CUdeviceptr* out, std::size_t bytes) {
   if (const CUresult made = create_locked(&physical, whole, prop); made != CUDA_SUCCESS) {
     return made;
   }
-  const CUdeviceptr at = reserve_addresses(whole, std::max<std::size_t>(kAlignment, 4096), 0);
+  return place_locked(out, std::move(physical), {.bytes = bytes, .owner = Owner::kAlloc});
+}
+
+CUresult Memory::place_locked(CUdeviceptr* out, std::shared_ptr<Physical> physical,
+                              const Range& range) {
+  const std::size_t whole = physical->bytes;
+  const CUdeviceptr at = reserve_addresses(whole, 4096, 0);
   if (at == 0) return CUDA_ERROR_OUT_OF_MEMORY;
   ::mmap(pointer(at), whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, physical->fd, 0);
-  ranges_[at] = {.bytes = bytes, .owner = Owner::kAlloc, .id = next_id_++, .mapped = 1};
+  ranges_[at] = range;
+  ranges_[at].id = next_id_++;
+  ranges_[at].mapped = 1;
   mappings_[at] = {.bytes = whole,
                    .physical = std::move(physical),
                    .device = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
@@ -391,7 +450,7 @@ CUresult Memory::free(CUdeviceptr at, Owner owner) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   std::size_t whole = range->second.bytes;
-  if (const auto mapping = mappings_.find(at); owner == Owner::kAlloc) {
+  if (const auto mapping = mappings_.find(at); mapping != mappings_.end()) {
     whole = mapping->second.bytes;
     mappings_.erase(mapping);
   }
@@ -422,6 +481,96 @@ CUresult Memory::unregister_host(void* host) {
   return CUDA_SUCCESS;
 }
 
+CUresult Memory::ipc_handle(CUipcMemHandle* out, CUdeviceptr at) {
+  const std::lock_guard lock(mu_);
+  const auto range = ranges_.find(at);
+  // Not what was mapped by hand, nor what is another process's.
+  if (out == nullptr || range == ranges_.end() || range->second.owner != Owner::kAlloc) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const Physical& physical = *mappings_.find(at)->second.physical;
+  struct stat memory {};
+  if (::fstat(physical.fd, &memory) != 0) return CUDA_ERROR_OPERATING_SYSTEM;
+  IpcHandle handle{{}, ::getpid(), physical.fd, memory.st_ino, range->second.bytes};
+  std::memcpy(handle.magic, kIpcMagic, sizeof kIpcMagic);
+  *out = {};
+  std::memcpy(out, &handle, sizeof handle);
+  return CUDA_SUCCESS;
+}
+
+CUresult Memory::ipc_open(CUdeviceptr* out, const CUipcMemHandle& opaque) {
+  IpcHandle handle{};
+  std::memcpy(&handle, &opaque, sizeof handle);
+  if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (std::memcmp(handle.magic, kIpcMagic, sizeof kIpcMagic) != 0) return CUDA_ERROR_INVALID_HANDLE;
+  if (handle.pid == ::getpid()) return CUDA_ERROR_INVALID_CONTEXT;
+  const std::string path =
+      "/proc/" + std::to_string(handle.pid) + "/fd/" + std::to_string(handle.fd);
+  auto physical = std::make_shared<Physical>();
+  ++physical_count;
+  physical->imported = true;
+  physical->fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  struct stat memory {};
+  pid_t maker = 0;
+  // The number may be another file's by now: the allocation is gone.
+  if (physical->fd < 0 || ::fstat(physical->fd, &memory) != 0 || memory.st_ino != handle.inode ||
+      !read_name(physical->fd, &maker, &physical->prop)) {
+    return CUDA_ERROR_INVALID_HANDLE;
+  }
+  physical->bytes = static_cast<std::size_t>(memory.st_size);
+  const std::lock_guard lock(mu_);
+  for (auto& [at, range] : ranges_) {
+    if (range.owner != Owner::kIpc) continue;
+    struct stat other {};
+    if (::fstat(mappings_[at].physical->fd, &other) != 0 || other.st_ino != memory.st_ino) continue;
+    ++range.opened;
+    *out = at;
+    return CUDA_SUCCESS;
+  }
+  return place_locked(out, std::move(physical),
+                      {.bytes = handle.bytes, .owner = Owner::kIpc, .opened = 1});
+}
+
+CUresult Memory::ipc_close(CUdeviceptr at) {
+  {
+    const std::lock_guard lock(mu_);
+    const auto range = ranges_.find(at);
+    if (range == ranges_.end() || range->second.owner != Owner::kIpc) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (--range->second.opened > 0) return CUDA_SUCCESS;
+  }
+  return free(at, Owner::kIpc);
+}
+
+CUresult Memory::dma_buf(int* out, CUdeviceptr at, std::size_t bytes) {
+  if (out == nullptr || bytes == 0 || at % 4096 != 0 || bytes % 4096 != 0) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const std::lock_guard lock(mu_);
+  const auto first = mapping_of(at);
+  const auto range = range_of(at);
+  if (first == mappings_.end() || range == ranges_.end()) return CUDA_ERROR_INVALID_VALUE;
+  const CUmemAllocationProp& prop = first->second.physical->prop;
+  if (range->second.owner == Owner::kIpc) return CUDA_ERROR_INVALID_VALUE;
+  if (range->second.owner == Owner::kVmm && prop.allocFlags.gpuDirectRDMACapable == 0) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  for (CUdeviceptr next = at; next < at + bytes;) {
+    const auto mapping = mapping_of(next);
+    if (mapping == mappings_.end()) return CUDA_ERROR_INVALID_VALUE;
+    const Physical& physical = *mapping->second.physical;
+    if (!physical.on_device() || physical.prop.requestedHandleTypes != prop.requestedHandleTypes ||
+        physical.prop.allocFlags.gpuDirectRDMACapable != prop.allocFlags.gpuDirectRDMACapable) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    next = mapping->first + mapping->second.bytes;
+  }
+  // To the processor there is nothing in one: that it is a descriptor of one part is not seen.
+  *out = ::fcntl(first->second.physical->fd, F_DUPFD_CLOEXEC, 0);
+  return *out >= 0 ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
+}
+
 bool Memory::find(CUdeviceptr at, Place* out) {
   const std::lock_guard lock(mu_);
   const auto range = range_of(at);
@@ -431,8 +580,7 @@ bool Memory::find(CUdeviceptr at, Place* out) {
   out->bytes = range->second.bytes;
   out->owner = range->second.owner;
   out->id = range->second.id;
-  auto mapping = mappings_.upper_bound(at);
-  if (mapping != mappings_.begin() && at - (--mapping)->first < mapping->second.bytes) {
+  if (const auto mapping = mapping_of(at); mapping != mappings_.end()) {
     out->physical = mapping->second.physical;
     out->mapping = mapping->first;
   }

@@ -2,11 +2,12 @@
 // driver's rules; asks no question about time (whether work still uses a mapping is found out by
 // the work itself, as on a GPU). Any thread.
 //
-// handle       a memfd. Lives while something refers to it: its creator, an import, a mapping.
+// handle       a memfd. Lives while something refers to it: its creator, an import, a mapping. Its
+//              name says what it is, to a process that gets the descriptor alone.
 // reservation  addresses that nothing else gets. PROT_NONE until memory is mapped and access given.
 // mapping      one whole handle at one place of a reservation. One handle may be mapped at several.
 // allocation   what cuMemAlloc gives: a reservation with its own mapped handle, out of reach of the
-//              calls above.
+//              calls above. Another process may open it (legacy IPC): its memfd, by /proc.
 #pragma once
 
 #include <cuda.h>
@@ -25,10 +26,11 @@ struct Physical {
   int fd = -1;
   std::size_t bytes = 0;
   CUmemAllocationProp prop{};
+  bool imported = false;  // counted where it was created
   bool on_device() const { return prop.location.type == CU_MEM_LOCATION_TYPE_DEVICE; }
 };
 
-enum class Owner : std::uint8_t { kVmm, kAlloc, kHost };
+enum class Owner : std::uint8_t { kVmm, kAlloc, kHost, kIpc };
 
 // Where a pointer points.
 struct Place {
@@ -68,6 +70,12 @@ class Memory {
   CUresult register_host(void* at, std::size_t bytes);
   CUresult unregister_host(void* at);
 
+  CUresult ipc_handle(CUipcMemHandle* out, CUdeviceptr at);
+  CUresult ipc_open(CUdeviceptr* out, const CUipcMemHandle& handle);
+  CUresult ipc_close(CUdeviceptr at);
+  // Of an allocation, or of whole mappings of memory that was made for it.
+  CUresult dma_buf(int* out, CUdeviceptr at, std::size_t bytes);
+
   bool find(CUdeviceptr at, Place* out);
   // False where part of the range is memory of the device and part is the host's: what a copy
   // across both does is documented nowhere.
@@ -81,7 +89,8 @@ class Memory {
     Owner owner = Owner::kVmm;
     bool registered = false;  // host memory of the caller's
     std::uint64_t id = 0;
-    std::size_t mapped = 0;  // mappings in it
+    std::size_t mapped = 0;    // mappings in it
+    std::uint64_t opened = 0;  // kIpc: times
   };
   struct Mapping {
     std::size_t bytes = 0;
@@ -97,6 +106,9 @@ class Memory {
   CUresult create_locked(std::shared_ptr<Physical>* out, std::size_t bytes,
                          const CUmemAllocationProp& prop);
   std::map<CUdeviceptr, Range>::iterator range_of(CUdeviceptr at);
+  std::map<CUdeviceptr, Mapping>::iterator mapping_of(CUdeviceptr at);
+  // Memory of the device at addresses of its own.
+  CUresult place_locked(CUdeviceptr* out, std::shared_ptr<Physical> physical, const Range& range);
   // The mappings that tile [at, at + bytes) exactly; false where they do not.
   bool whole_mappings(CUdeviceptr at, std::size_t bytes);
   bool handle(CUmemGenericAllocationHandle handle, Handle** out);

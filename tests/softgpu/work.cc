@@ -17,6 +17,8 @@
 namespace softgpu {
 namespace {
 
+// What the device died of.
+std::atomic<CUresult> error{CUDA_SUCCESS};
 thread_local bool device_thread = false;
 thread_local sigjmp_buf* volatile fault_return = nullptr;
 struct sigaction old_segv, old_bus;
@@ -58,8 +60,6 @@ class Device {
     done_.wait(lock, [&] { return pending_.empty() && !running_; });
   }
 
-  CUresult error() const { return error_.load(std::memory_order_acquire); }
-
  private:
   Device() : random_(settings().seed) {
     struct sigaction action {};
@@ -93,7 +93,7 @@ class Device {
       }
       running_ = true;
       lock.unlock();
-      if (error() == CUDA_SUCCESS && op->run) execute(*op);
+      if (device_error() == CUDA_SUCCESS && op->run) execute(*op);
       op->run = nullptr;
       op->after.clear();
       lock.lock();
@@ -135,7 +135,7 @@ class Device {
       fault_return = &here;
       op.run();
     } else {
-      error_.store(CUDA_ERROR_ILLEGAL_ADDRESS, std::memory_order_release);
+      error.store(CUDA_ERROR_ILLEGAL_ADDRESS, std::memory_order_release);
     }
     fault_return = nullptr;
   }
@@ -145,7 +145,6 @@ class Device {
   std::vector<OpRef> pending_;  // in order of submission
   bool running_ = false;
   std::mt19937_64 random_;
-  std::atomic<CUresult> error_{CUDA_SUCCESS};
 };
 
 }  // namespace
@@ -163,7 +162,7 @@ void wait(const OpRef& op) {
 void drain() { Device::get().drain(); }
 void fault() { siglongjmp(*fault_return, 1); }
 
-CUresult device_error() { return Device::get().error(); }
+CUresult device_error() { return error.load(std::memory_order_acquire); }
 bool on_device_thread() { return device_thread; }
 
 }  // namespace softgpu
