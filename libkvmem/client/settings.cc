@@ -120,6 +120,9 @@ Settings read_settings(char* const* environment) {
   if (const char* text = lookup(environment, "KVMEM_GPU_CAPACITY")) {
     s.gpu_capacity_bytes = parse_bytes(text, 0);
   }
+  if (const char* text = lookup(environment, "KVMEM_GPU_THRESHOLD")) {
+    s.gpu_threshold_bytes = parse_bytes(text, s.gpu_threshold_bytes);
+  }
   if (const char* text = lookup(environment, "KVMEM_PARK_AFTER")) {
     s.park_after_ns = parse_seconds(text);
   }

@@ -9,6 +9,7 @@
 //   KVMEM_HBM=BYTES        how much memory of each GPU this engine's regions may use; default: all
 //   KVMEM_GPU_CAPACITY=BYTES  with a smaller KVMEM_HBM: how much cuMemGetInfo says that each has;
 //                          what KVMEM_HBM does not grant is host memory at the same addresses
+//   KVMEM_GPU_THRESHOLD=BYTES  smallest GPU allocation that becomes a region; at least 2M
 //   KVMEM_PARK_AFTER=SECONDS  an engine that has started nothing on its GPUs for so long gives
 //   their
 //                          memory back until it does; default: never
@@ -31,6 +32,7 @@ struct Settings {
   std::size_t hbm_bytes = SIZE_MAX;
   std::size_t gpu_capacity_bytes = 0;  // 0: not set
   std::uint64_t park_after_ns = 0;     // 0: never
+  std::size_t gpu_threshold_bytes = std::size_t{2} << 20;
   std::size_t threshold_bytes = std::size_t{32} << 20;
   char socket_path[108] = {};  // sun_path
   char tag[64] = {};

@@ -231,8 +231,9 @@ Hooks own_hooks() {
 // The first hook for which `matches`; null: none.
 template <class Matches>
 const Hook* find_hook(Matches matches) {
-  for (const Hooks& hooks : {own_hooks(), kvmem::preload::copy_hooks(),
-                             kvmem::preload::shape_hooks(), kvmem::preload::work_hooks()}) {
+  for (const Hooks& hooks :
+       {own_hooks(), kvmem::preload::copy_hooks(), kvmem::preload::shape_hooks(),
+        kvmem::preload::share_hooks(), kvmem::preload::work_hooks()}) {
     for (std::size_t i = 0; i < hooks.count; ++i) {
       if (matches(hooks.first[i])) return &hooks.first[i];
     }

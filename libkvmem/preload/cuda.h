@@ -45,6 +45,7 @@ struct Hooks {
 bool is_captured(CUstream stream, bool own);
 Hooks copy_hooks();
 Hooks shape_hooks();
+Hooks share_hooks();
 Hooks work_hooks();
 
 }  // namespace kvmem::preload

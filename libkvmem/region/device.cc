@@ -58,7 +58,11 @@ Status DeviceRegion::unmap_run(std::uint32_t first, std::uint32_t end) {
   KV_TRY(
       cuda::status_of(cuda::driver().unmap(at(first), (end - first) * page_bytes()), "cuMemUnmap"));
   for (std::uint32_t i = first; i < end; ++i) {
-    pool(pages_[i].place).give_back(&pages_[i].memory, 1);
+    if (shared_) {
+      pool(pages_[i].place).discard(&pages_[i].memory, 1);
+    } else {
+      pool(pages_[i].place).give_back(&pages_[i].memory, 1);
+    }
     pages_[i] = {};
   }
   return {};

@@ -9,7 +9,7 @@
 //   mapped  -> mapped    a Transfer: in the other place, with the same bytes in it
 //   mapped  -> leaving   leave(): not needed; still mapped, nothing is asked of the driver
 //   leaving -> mapped    map(): wanted again before it went
-//   leaving -> absent    settle(): unmapped, the page is the pool's again
+//   leaving -> absent    settle(): unmapped, the page is the pool's again; if shared, the driver's
 //   mapped  -> stored    store(): its bytes in a bank, its memory the pool's again
 //   stored  -> mapped    restore(): with the same bytes in it, checked by their hash
 //   stored  -> absent    restore() found other bytes (kCorrupt): who touches the page faults
@@ -103,6 +103,9 @@ class DeviceRegion {
   Status restore(std::uint32_t first, std::uint32_t count, const Bank& bank);
   std::uint32_t stored_pages() const { return stored_; }
 
+  // Others may have got at its pages: nobody gets them after it. From now on it is neither moved
+  // nor stored.
+  void set_shared() { shared_ = true; }
   // Mapped pages of the range may go.
   void leave(std::uint32_t first, std::uint32_t count);
   // Those that may go, gone. A run the driver refuses to unmap keeps leaving.
@@ -155,6 +158,7 @@ class DeviceRegion {
   std::uint32_t leaving_ = 0;
   std::uint32_t stored_ = 0;
   Array<std::uint64_t> sums_;  // of stored pages; empty until one has been
+  bool shared_ = false;
 };
 
 }  // namespace kvmem

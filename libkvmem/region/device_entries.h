@@ -31,6 +31,8 @@ struct Entry {
   CUstream freed_on;    // or, before that, for an allocation on this stream
   CUcontext freed_in;   // of this context
   bool fixed;           // does not move
+  bool stays_away;      // from the device, though it is shared
+  unsigned shares;      // what others were given of it: it does not leave the device
   bool changed;         // since the daemon was told of it
   const char* why;      // its pages were moved last; static
   char tag[64];

@@ -149,6 +149,12 @@ struct Range {
   bool more;
 };
 
+Status may_move(const Entry& entry, DevicePlace place) {
+  if (entry.fixed) return {Code::kUnsupported, "a graph copies it"};
+  const bool may = entry.shares == 0 || place == DevicePlace::kDevice;
+  return may ? Status() : Status(Code::kUnsupported, "it is shared");
+}
+
 // Takes memory for the next pages of a range, as many as one closing of the gate is for. The region
 // stays until carried().
 Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* transfer)
@@ -164,7 +170,7 @@ Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* trans
   const Device& device = g_devices[region.device()];
   const DevicePool* pool = range.place == DevicePlace::kDevice ? device.pool : device.host;
   if (pool == nullptr) return {Code::kUnsupported, "no host memory at GPU addresses"};
-  if (entry->fixed) return {Code::kUnsupported, "a graph copies it"};
+  KV_TRY(may_move(*entry, range.place));
   const std::size_t offset = range.at - region.address();
   const auto first = static_cast<std::uint32_t>(offset / region.page_bytes());
   const auto end =
@@ -219,7 +225,12 @@ Status move_alone(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std
     if (kernels != nullptr) (void)region->copy_ahead(transfer, *kernels);
     Status status = g_gate.close(drain, nullptr);
     const bool closed = status.ok();
+    // While it was copied a graph may have been captured.
     if (closed) {
+      const LockGuard guard(g_entries_lock);
+      status = may_move(entries()[position(region->address())], place);
+    }
+    if (closed && status.ok()) {
       status = region->finish(transfer, kernels);
     } else {
       region->abandon(transfer);
@@ -235,7 +246,7 @@ Status move_alone(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std
 }  // namespace
 
 void install() {
-  if (g_settings.device) g_threshold_bytes = kPageBytes;
+  if (g_settings.device) g_threshold_bytes = std::max(kPageBytes, g_settings.gpu_threshold_bytes);
 }
 
 bool claim_room(CUdevice device, std::uint64_t pages) {
@@ -306,8 +317,8 @@ CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) 
     const LockGuard guard(g_entries_lock);
     for (Entry& entry : entries()) {
       const std::size_t over = entry.reserved_bytes - size_bytes;  // or huge
-      if (!entry.freed || entry.freed_on != stream || entry.freed_in != context ||
-          over >= entry.region->page_bytes()) {
+      if (!entry.freed || entry.shares != 0 || entry.freed_on != stream ||
+          entry.freed_in != context || over >= entry.region->page_bytes()) {
         continue;
       }
       entry.freed = false;
@@ -395,6 +406,46 @@ std::size_t piece(CUdeviceptr at, std::size_t size_bytes) {
 void fix(CUdeviceptr at) {
   const LockGuard guard(g_entries_lock);
   if (Entry* entry = entry_of(at); entry != nullptr) entry->fixed = true;
+}
+
+CUresult share(CUdeviceptr at) {
+  constexpr std::uint64_t kTooLongNs = 2'000'000'000;
+  const std::uint64_t begin_ns = sys::now_ns();
+  for (bool is_counted = false;; is_counted = true) {
+    const std::uint64_t waited_ns = sys::now_ns() - begin_ns;
+    bool is_stored = false;
+    {
+      const LockGuard guard(g_entries_lock);
+      Entry* entry = entry_of(at);
+      if (entry == nullptr) return CUDA_SUCCESS;
+      if (!is_counted) ++entry->shares;
+      is_stored = entry->bank != nullptr;
+      if (!entry->spills && !entry->moving && !is_stored) return CUDA_SUCCESS;
+      const bool is_stuck = entry->fixed || g_gate.is_capturing() || waited_ns >= kTooLongNs;
+      if (is_stuck || (is_counted && entry->stays_away)) {
+        --entry->shares;
+        return is_stuck ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_OUT_OF_MEMORY;
+      }
+      if (!is_counted) entry->stays_away = false;  // it may go by now
+    }
+    if (is_stored) const Gate::Pass awake(g_gate);
+    await_keeper(kTooLongNs - waited_ns);
+  }
+}
+
+void unshare(CUdeviceptr at) {
+  const LockGuard guard(g_entries_lock);
+  Entry* entry = entry_of(at);
+  if (entry != nullptr && entry->shares > 0) --entry->shares;
+}
+
+void explain_ipc(CUdeviceptr at) {
+  Found found;
+  if (!find(at, &found)) return;
+  notice("GPU memory that kvmem manages has no cudaIpcMemHandle: KVMEM_GPU_THRESHOLD=",
+         decimal(static_cast<long long>(found.size_bytes) + 1).text,
+         " leaves allocations like it, of ", decimal(static_cast<long long>(found.size_bytes)).text,
+         " bytes, to the driver");
 }
 
 bool shrink() {

@@ -67,6 +67,18 @@ std::size_t piece(CUdeviceptr at, std::size_t size_bytes);
 // piece, and by what was behind the addresses when it was recorded. REQUIRES: inside the gate.
 void fix(CUdeviceptr at);
 
+// The region around `at` is the device's own memory from now on and stays there, because others are
+// given it: a handle or a descriptor of it, after which what they reach could not be exchanged.
+// What is in host memory comes to the device first. Nobody gets its pages after it. CUDA_SUCCESS
+// also where `at` is in no region; CUDA_ERROR_OUT_OF_MEMORY: the device has no room for it;
+// CUDA_ERROR_NOT_SUPPORTED: it cannot move, or not soon enough. REQUIRES: not inside the gate.
+CUresult share(CUdeviceptr at);
+// Nothing came of it.
+void unshare(CUdeviceptr at);
+// The driver gives no legacy IPC handle of memory that is mapped by hand. If that is why it gave
+// none of `at`: says which setting helps.
+void explain_ipc(CUdeviceptr at);
+
 // Gives back to the driver what waits to be used again. False: there was nothing.
 bool shrink();
 

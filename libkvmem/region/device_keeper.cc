@@ -95,6 +95,7 @@ void bury_all() {
       std::copy(entry + 1, all.end(), entry);
       all.shrink(all.size() - 1);
     }
+    if (gone.shares != 0) gone.region->set_shared();
     HeapDelete{}(gone.region);
     give_up_bank(gone.bank, gone.reserved_bytes);
     g_freed.fetch_sub(1, std::memory_order_release);  // only now is there room
@@ -111,6 +112,36 @@ bool bury() {
   bury_all();
   g_gate.open();
   return true;
+}
+
+// What is shared comes to the device. False: not now.
+bool bring_home() {
+  for (;;) {
+    Found found;
+    CUdevice device = 0;
+    std::uint32_t pages = 0;
+    {
+      const LockGuard guard(g_entries_lock);
+      Array<Entry>& all = entries();
+      const Entry* entry = std::find_if(all.begin(), all.end(), [](const Entry& e) {
+        return !e.freed && e.shares != 0 && e.spills && !e.moving && !e.stays_away;
+      });
+      if (entry == all.end()) return true;
+      found = entry->found;
+      device = entry->region->device();
+      pages = entry->region->page_count();
+    }
+    const bool others_asked = claim_room(device, pages);
+    std::uint32_t moved = 0;
+    const Status status = move(found.begin, found.size_bytes, DevicePlace::kDevice, &moved);
+    const bool is_room_to_come = status.code() == Code::kNoMemory && (any_freed() || others_asked);
+    if (status.code() == Code::kBusy || is_room_to_come) return false;
+    if (status.ok()) continue;
+    const LockGuard guard(g_entries_lock);
+    Array<Entry>& all = entries();
+    const std::size_t i = position(found.begin);
+    if (i < all.size() && all[i].found.begin == found.begin) all[i].stays_away = true;
+  }
 }
 
 // --- the ledger ---
@@ -223,7 +254,7 @@ Status store_all(const char* only, const char* why) REQUIRES(g_carrying) {
   Status status;
   Load load{};
   for (CUdeviceptr next = 0; status.ok() && take_up(&next, &load, [&](const Entry& e) {
-                               return !e.fixed && !e.moving &&
+                               return !e.fixed && !e.moving && e.shares == 0 &&
                                       (only[0] == 0 || std::strcmp(only, e.tag) == 0);
                              });) {
     status = store(load);
@@ -338,8 +369,10 @@ bool spill(CUdevice index, DevicePool& pool, std::uint64_t bytes) {
       Array<Entry>& all = entries();
       const Entry* last = nullptr;
       for (const Entry& e : all) {
-        if (e.found.begin < before && !e.freed && !e.fixed && e.region->device() == index)
+        if (e.found.begin < before && !e.freed && !e.fixed && e.shares == 0 &&
+            e.region->device() == index) {
           last = &e;
+        }
       }
       if (last == nullptr) return false;
       found = last->found;
@@ -399,7 +432,8 @@ void* keep(void* /*unused*/) {
   for (Idle idle;;) {
     const std::uint32_t seen = asked.load(std::memory_order_acquire);
     const Wanted now = take_wanted();
-    const bool done = bury();
+    const bool is_buried = bury();  // first: it makes room
+    const bool done = bring_home() && is_buried;
     if (now.tell_all) claim_held();
     tell(now.tell_all);
     const std::uint64_t idle_ns = idle.look();
@@ -481,7 +515,7 @@ void settle_entry(Entry& entry) {
   if (spills != entry.spills) g_spilled.fetch_add(spills ? 1 : -1, std::memory_order_relaxed);
   entry.spills = spills;
   entry.changed = true;
-  if (entry.freed) wake_keeper();
+  if (entry.freed || entry.shares != 0) wake_keeper();  // who shares it waits
 }
 
 Status drain(void* /*argument*/) {

@@ -1,6 +1,7 @@
 // Keeper: the thread that sees to device regions while the engine does other things. It buries what
-// was freed, parks the process (its GPUs' memory goes back to the driver, its bytes into host
-// regions) and wakes it when a call comes, gives memory back to the ledger, and tells the daemon.
+// was freed, brings to the device what is shared, parks the process (its GPUs' memory goes back to
+// the driver, its bytes into host regions) and wakes it when a call comes, gives memory back to the
+// ledger, and tells the daemon.
 //
 // It alone closes the gate for that: to an engine's thread, waiting for all that others have
 // started could be waiting for itself.

@@ -192,6 +192,14 @@ void DevicePool::give_back(const Page* pages, std::size_t count) {
   release(pages + kept, count - kept);
 }
 
+void DevicePool::discard(const Page* pages, std::size_t count) {
+  {
+    const LockGuard guard(lock_);
+    stats_.in_existence -= count;
+  }
+  release(pages, count);
+}
+
 void DevicePool::release(const Page* pages, std::size_t count) const {
   if (count == 0) return;
   const cuda::ContextScope current(options_.context);

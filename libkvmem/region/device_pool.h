@@ -68,6 +68,8 @@ class DevicePool {
   // To the driver instead, where there are more than there may be by now. REQUIRES: mapped nowhere
   // but at home.
   void give_back(const Page* pages, std::size_t count);
+  // To the driver: others may still write to them. REQUIRES: as give_back().
+  void discard(const Page* pages, std::size_t count);
   // Idle pages go back to the driver, at most `count`; how many went. The thread makes no new ones
   // until one is taken.
   std::size_t trim(std::size_t count);

@@ -1,0 +1,217 @@
+// An engine that gives others memory of its GPU, under kvmem with 32 MiB of the device's memory and
+// more in host memory: what is given is the device's, stays so, and is nobody else's afterwards.
+//
+// usage: device_gives | device_gives ipc
+//   ipc   asks for one legacy IPC handle, prints "handle" or "none", and does nothing else
+//
+// Exits 0 if all was as it should be.
+#include <cuda.h>
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "kvmem.h"
+
+namespace {
+
+constexpr std::size_t kPage = std::size_t{2} << 20;
+constexpr std::size_t kBytes = 4 * kPage;
+decltype(&kvmem_advise) advise;
+
+[[noreturn]] void fail(int line, const char* what, long value) {
+  std::fprintf(stderr, "device_gives: %d: %s: %ld\n", line, what, value);
+  std::exit(1);
+}
+#define GIVES(wanted, call)                                                                \
+  do {                                                                                     \
+    if (const CUresult result = (call); result != (wanted)) fail(__LINE__, #call, result); \
+  } while (0)
+#define CHECK(call) GIVES(CUDA_SUCCESS, call)
+#define MUST(condition)                              \
+  do {                                               \
+    if (!(condition)) fail(__LINE__, #condition, 0); \
+  } while (0)
+
+CUdeviceptr allocate(unsigned value, std::size_t bytes = kBytes) {
+  CUdeviceptr at = 0;
+  CHECK(cuMemAlloc(&at, bytes));
+  CHECK(cuMemsetD32(at, value, bytes / 4));
+  CHECK(cuCtxSynchronize());
+  return at;
+}
+
+// Only host memory can be the processor's.
+bool is_in_host_memory(CUdeviceptr at) {
+  const CUmemLocation processor{CU_MEM_LOCATION_TYPE_HOST_NUMA, {0}};
+  unsigned long long flags = 0;
+  CHECK(cuMemGetAccess(&flags, &processor, at));
+  return flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+}
+std::size_t pages_in_host_memory(CUdeviceptr at) {
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < kBytes / kPage; ++i) count += is_in_host_memory(at + i * kPage);
+  return count;
+}
+
+bool holds(CUdeviceptr at, std::size_t bytes, unsigned value) {
+  std::vector<unsigned> host(bytes / 4);
+  CHECK(cuMemcpyDtoH(host.data(), at, bytes));
+  for (const unsigned word : host) {
+    if (word != value) return false;
+  }
+  return true;
+}
+
+void cool(CUdeviceptr at, std::size_t bytes = kBytes) {
+  MUST(advise(reinterpret_cast<void*>(at), bytes, KVMEM_COLD) == 0);
+}
+
+CUresult dma_buf(CUdeviceptr at, std::size_t bytes = kBytes) {
+  int fd = -1;
+  const CUresult result =
+      cuMemGetHandleForAddressRange(&fd, at, bytes, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD, 0);
+  if (result == CUDA_SUCCESS) ::close(fd);
+  return result;
+}
+
+// The same memory by another address, as one who imports it has it.
+CUdeviceptr alias_of(CUmemGenericAllocationHandle memory) {
+  CUdeviceptr at = 0;
+  CUmemAccessDesc access{};
+  access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+  access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+  CHECK(cuMemAddressReserve(&at, kPage, 0, 0, 0));
+  CHECK(cuMemMap(at, kPage, 0, memory, 0));
+  CHECK(cuMemSetAccess(at, kPage, &access, 1));
+  return at;
+}
+
+void a_descriptor_brings_it_home_for_good() {
+  const CUdeviceptr at = allocate(1);
+  cool(at);
+  MUST(pages_in_host_memory(at) == 4);
+  CHECK(dma_buf(at));
+  MUST(pages_in_host_memory(at) == 0);
+  cool(at);
+  MUST(pages_in_host_memory(at) == 0);
+  MUST(holds(at, kBytes, 1));
+  CHECK(cuMemFree(at));
+}
+
+void what_came_to_nothing_binds_nobody() {
+  const CUdeviceptr at = allocate(2);
+  MUST(dma_buf(at + 512) != CUDA_SUCCESS);
+  cool(at);
+  MUST(pages_in_host_memory(at) == 4);
+  CHECK(cuMemFree(at));
+}
+
+void a_handle_is_of_the_pages_that_stay_and_of_nobodys_after() {
+  const CUdeviceptr at = allocate(3);
+  CUmemGenericAllocationHandle memory = 0;
+  cool(at);
+  CHECK(cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(at + kPage)));
+  const CUdeviceptr alias = alias_of(memory);
+  cool(at);
+  MUST(pages_in_host_memory(at) == 0);
+  CHECK(cuMemsetD32(alias, 4, kPage / 4));
+  CHECK(cuCtxSynchronize());
+  MUST(holds(at, kPage, 3) && holds(at + kPage, kPage, 4));
+  CHECK(cuMemFree(at));
+  // All the device's memory, again and again: none of it is what the other still has.
+  for (unsigned round = 0; round < 3; ++round) {
+    const CUdeviceptr all = allocate(5, std::size_t{28} << 20);
+    MUST(holds(alias, kPage, 4));
+    CHECK(cuMemFree(all));
+  }
+  CHECK(cuMemUnmap(alias, kPage));
+  CHECK(cuMemAddressFree(alias, kPage));
+  CHECK(cuMemRelease(memory));
+}
+
+void what_is_freed_on_a_stream_is_nobodys_either() {
+  CUstream stream = nullptr;
+  CUdeviceptr at = 0;
+  CUmemGenericAllocationHandle memory = 0;
+  CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+  CHECK(cuMemAllocAsync(&at, kBytes, stream));
+  CHECK(cuMemsetD32Async(at, 5, kBytes / 4, stream));
+  CHECK(cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(at)));
+  CHECK(cuMemFreeAsync(at, stream));
+  CHECK(cuMemAllocAsync(&at, kBytes, stream));
+  CHECK(cuMemsetD32Async(at, 6, kBytes / 4, stream));
+  CHECK(cuStreamSynchronize(stream));
+  const CUdeviceptr alias = alias_of(memory);
+  MUST(holds(alias, kPage, 5));
+  CHECK(cuMemFreeAsync(at, stream));
+  CHECK(cuStreamDestroy(stream));
+  CHECK(cuMemUnmap(alias, kPage));
+  CHECK(cuMemAddressFree(alias, kPage));
+  CHECK(cuMemRelease(memory));
+}
+
+void without_room_it_fails_and_nothing_is_lost() {
+  const CUdeviceptr full = allocate(6, std::size_t{32} << 20);
+  const CUdeviceptr at = allocate(7);
+  MUST(pages_in_host_memory(at) == 4);
+  CUmemGenericAllocationHandle memory = 0;
+  GIVES(CUDA_ERROR_OUT_OF_MEMORY, dma_buf(at));
+  GIVES(CUDA_ERROR_OUT_OF_MEMORY,
+        cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(at)));
+  MUST(holds(at, kBytes, 7));
+  CHECK(cuMemFree(full));
+  CHECK(dma_buf(at));
+  MUST(pages_in_host_memory(at) == 0);
+  MUST(holds(at, kBytes, 7));
+  CHECK(cuMemFree(at));
+}
+
+// A graph has a copy of it by the place where it was.
+void what_a_graph_holds_away_is_not_given() {
+  const CUdeviceptr at = allocate(8);
+  const CUdeviceptr other = allocate(9);
+  CUstream stream = nullptr;
+  CUgraph graph = nullptr;
+  cool(at);
+  CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+  CHECK(cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+  CHECK(cuMemcpyDtoDAsync(other, at, kBytes, stream));
+  CHECK(cuStreamEndCapture(stream, &graph));
+  GIVES(CUDA_ERROR_NOT_SUPPORTED, dma_buf(at));
+  CHECK(dma_buf(other));
+  CHECK(cuGraphDestroy(graph));
+  CHECK(cuStreamDestroy(stream));
+  CHECK(cuMemFree(at));
+  CHECK(cuMemFree(other));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CUcontext context = nullptr;
+  CHECK(cuInit(0));
+  CHECK(cuDevicePrimaryCtxRetain(&context, 0));
+  CHECK(cuCtxSetCurrent(context));
+  if (argc > 1 && std::strcmp(argv[1], "ipc") == 0) {
+    CUipcMemHandle handle{};
+    const CUresult result = cuIpcGetMemHandle(&handle, allocate(0));
+    if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_VALUE) fail(__LINE__, "ipc", result);
+    std::puts(result == CUDA_SUCCESS ? "handle" : "none");
+    return 0;
+  }
+  advise = reinterpret_cast<decltype(advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
+  MUST(advise != nullptr);
+  a_descriptor_brings_it_home_for_good();
+  what_came_to_nothing_binds_nobody();
+  a_handle_is_of_the_pages_that_stay_and_of_nobodys_after();
+  what_is_freed_on_a_stream_is_nobodys_either();
+  without_room_it_fails_and_nothing_is_lost();
+  what_a_graph_holds_away_is_not_given();
+  CHECK(cuCtxSynchronize());
+  return 0;
+}
