@@ -880,6 +880,21 @@ TEST_F(Vmm, HasNoLegacyIpcHandle) {
   OK(cuMemUnmap(at_, page_));
 }
 
+TEST_F(Vmm, IsNotToldToSynchronise) {
+  const unsigned on = 1;
+  unsigned is_on = 0;
+  CUdeviceptr allocation = 0;
+  OK(cuMemAlloc(&allocation, page_));
+  OK(cuPointerSetAttribute(&on, CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, allocation + 64));
+  OK(cuPointerGetAttribute(&is_on, CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, allocation));
+  EXPECT_EQ(is_on, 1U);
+  map(0);
+  EXPECT_EQ(cuPointerSetAttribute(&on, CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, at_),
+            CUDA_ERROR_NOT_SUPPORTED);
+  OK(cuMemUnmap(at_, page_));
+  OK(cuMemFree(allocation));
+}
+
 class DmaBuf : public Vmm {
  protected:
   void SetUp() override {

@@ -256,8 +256,9 @@ CUresult pointer_attribute(void* data, CUpointer_attribute attribute, CUdevicept
       return give(static_cast<int>(place.owner != Owner::kVmm || place.physical != nullptr));
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
       return give(static_cast<int>(place.owner == Owner::kAlloc));
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
+      return give(static_cast<int>(place.sync_memops));
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
       return give(0);
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
       return give(0);
@@ -463,6 +464,14 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, std::size_t* bytes, CUdevice
 CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute, CUdeviceptr at) {
   SOFTGPU_ENTRY(cuPointerGetAttribute);
   return pointer_attribute(data, attribute, at);
+}
+
+CUresult cuPointerSetAttribute(const void* value, CUpointer_attribute attribute, CUdeviceptr at) {
+  SOFTGPU_ENTRY(cuPointerSetAttribute);
+  if (value == nullptr || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  return Memory::get().set_sync_memops(at, *static_cast<const unsigned*>(value) != 0);
 }
 
 CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes, void** data,

@@ -571,6 +571,15 @@ CUresult Memory::dma_buf(int* out, CUdeviceptr at, std::size_t bytes) {
   return *out >= 0 ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
 }
 
+CUresult Memory::set_sync_memops(CUdeviceptr at, bool on) {
+  const std::lock_guard lock(mu_);
+  const auto range = range_of(at);
+  if (range == ranges_.end()) return CUDA_ERROR_INVALID_VALUE;
+  if (range->second.owner == Owner::kVmm) return CUDA_ERROR_NOT_SUPPORTED;  // ucx issue 9895
+  range->second.sync_memops = on;
+  return CUDA_SUCCESS;
+}
+
 bool Memory::find(CUdeviceptr at, Place* out) {
   const std::lock_guard lock(mu_);
   const auto range = range_of(at);
@@ -580,6 +589,7 @@ bool Memory::find(CUdeviceptr at, Place* out) {
   out->bytes = range->second.bytes;
   out->owner = range->second.owner;
   out->id = range->second.id;
+  out->sync_memops = range->second.sync_memops;
   if (const auto mapping = mapping_of(at); mapping != mappings_.end()) {
     out->physical = mapping->second.physical;
     out->mapping = mapping->first;

@@ -40,6 +40,7 @@ struct Place {
   std::shared_ptr<Physical> physical;  // null: nothing is mapped there
   CUdeviceptr mapping = 0;             // where that begins
   std::uint64_t id = 0;                // of the buffer, never used again
+  bool sync_memops = false;
 };
 
 class Memory {
@@ -76,6 +77,7 @@ class Memory {
   // Of an allocation, or of whole mappings of memory that was made for it.
   CUresult dma_buf(int* out, CUdeviceptr at, std::size_t bytes);
 
+  CUresult set_sync_memops(CUdeviceptr at, bool on);
   bool find(CUdeviceptr at, Place* out);
   // False where part of the range is memory of the device and part is the host's: what a copy
   // across both does is documented nowhere.
@@ -91,6 +93,7 @@ class Memory {
     std::uint64_t id = 0;
     std::size_t mapped = 0;    // mappings in it
     std::uint64_t opened = 0;  // kIpc: times
+    bool sync_memops = false;
   };
   struct Mapping {
     std::size_t bytes = 0;

@@ -76,6 +76,7 @@ constexpr Row kRows[] = {
     {"cuMemGetAddressRange", 3020, "cuMemGetAddressRange_v2", nullptr, 0},
     {"cuPointerGetAttribute", 4000, "cuPointerGetAttribute", nullptr, 0},
     {"cuPointerGetAttributes", 7000, "cuPointerGetAttributes", nullptr, 0},
+    {"cuPointerSetAttribute", 6000, "cuPointerSetAttribute", nullptr, 0},
     {"cuMemGetHandleForAddressRange", 11070, "cuMemGetHandleForAddressRange", nullptr, 0},
     {"cuIpcGetMemHandle", 4010, "cuIpcGetMemHandle", nullptr, 0},
     {"cuIpcOpenMemHandle", 11000, "cuIpcOpenMemHandle_v2", nullptr, 0},
