@@ -41,6 +41,16 @@ KVMEM_EXPORTED_CALL(kvmem_multicast_bind, "cuMulticastBindAddr", 5, CUmemGeneric
   return give(c, [&] { return real(a, b, c, d, e); });
 }
 
+// Who sets it is about to let another device write there, whether or not the driver can do it.
+KVMEM_EXPORTED_CALL(kvmem_pointer_set, "cuPointerSetAttribute", 3, const void*, CUpointer_attribute,
+                    CUdeviceptr) {
+  static constinit Real real("cuPointerSetAttribute");
+  if (b == CU_POINTER_ATTRIBUTE_SYNC_MEMOPS && kvmem::device::is_on()) {
+    if (const CUresult bad = kvmem::device::share(c); bad != CUDA_SUCCESS) return bad;
+  }
+  return real(a, b, c);
+}
+
 // Of memory that is mapped by hand there is no such handle.
 KVMEM_EXPORTED_CALL(kvmem_ipc_handle, "cuIpcGetMemHandle", 2, CUipcMemHandle*, CUdeviceptr) {
   static constinit Real real("cuIpcGetMemHandle");
@@ -59,6 +69,8 @@ Hooks share_hooks() {
        reinterpret_cast<void*>(&kvmem_retain_handle), 11000},
       {"cuMulticastBindAddr", "cuMulticastBindAddr", reinterpret_cast<void*>(&kvmem_multicast_bind),
        12010},
+      {"cuPointerSetAttribute", "cuPointerSetAttribute",
+       reinterpret_cast<void*>(&kvmem_pointer_set), 6000},
       {"cuIpcGetMemHandle", "cuIpcGetMemHandle", reinterpret_cast<void*>(&kvmem_ipc_handle), 4010},
   };
   return {table, sizeof table / sizeof table[0]};

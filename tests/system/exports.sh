@@ -29,7 +29,8 @@ reallocarray valloc read pread pread64 readv preadv preadv64 preadv2 preadv64v2 
 if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
   wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemGetInfo_v2 \
 cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
-  wanted+="cuIpcGetMemHandle cuMemGetHandleForAddressRange cuMemRetainAllocationHandle cuMulticastBindAddr "
+  wanted+="cuIpcGetMemHandle cuMemGetHandleForAddressRange cuMemRetainAllocationHandle cuMulticastBindAddr \
+cuPointerSetAttribute "
   wanted+="cuLaunch cuLaunchGrid cuLaunchGridAsync cuLaunchCooperativeKernelMultiDevice cuStreamDestroy_v2 "
   # Each with the form that has a stream of each thread's own.
   for name in cuMemcpy cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuMemcpyDtoD_v2 cuMemsetD8_v2 cuMemsetD16_v2 cuMemsetD32_v2 \

@@ -103,6 +103,16 @@ void a_descriptor_brings_it_home_for_good() {
   CHECK(cuMemFree(at));
 }
 
+void so_does_who_is_about_to_let_a_device_write_there() {
+  const CUdeviceptr at = allocate(1);
+  const unsigned on = 1;
+  cool(at);
+  GIVES(CUDA_ERROR_NOT_SUPPORTED, cuPointerSetAttribute(&on, CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, at));
+  cool(at);
+  MUST(pages_in_host_memory(at) == 0);
+  CHECK(cuMemFree(at));
+}
+
 void what_came_to_nothing_binds_nobody() {
   const CUdeviceptr at = allocate(2);
   MUST(dma_buf(at + 512) != CUDA_SUCCESS);
@@ -207,6 +217,7 @@ int main(int argc, char** argv) {
   advise = reinterpret_cast<decltype(advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
   MUST(advise != nullptr);
   a_descriptor_brings_it_home_for_good();
+  so_does_who_is_about_to_let_a_device_write_there();
   what_came_to_nothing_binds_nobody();
   a_handle_is_of_the_pages_that_stay_and_of_nobodys_after();
   what_is_freed_on_a_stream_is_nobodys_either();
