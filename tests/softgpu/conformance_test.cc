@@ -1303,7 +1303,7 @@ TEST_F(Capture, ForbidsToAllocateMapAndWait) {
 }
 
 TEST_F(Capture, ItsModeSaysToWhomThatIsForbidden) {
-  const auto allocate = [this](CUstreamCaptureMode mode) {
+  const auto allocate = [](CUstreamCaptureMode mode) {
     CUdeviceptr at = 0;
     (void)cuThreadExchangeStreamCaptureMode(&mode);
     const CUresult result = cuMemAlloc(&at, 4096);

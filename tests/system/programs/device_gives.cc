@@ -47,7 +47,7 @@ CUdeviceptr allocate(unsigned value, std::size_t bytes = kBytes) {
 
 // Only host memory can be the processor's.
 bool is_in_host_memory(CUdeviceptr at) {
-  const CUmemLocation processor{CU_MEM_LOCATION_TYPE_HOST_NUMA, {0}};
+  const CUmemLocation processor{CU_MEM_LOCATION_TYPE_HOST_NUMA, 0};
   unsigned long long flags = 0;
   CHECK(cuMemGetAccess(&flags, &processor, at));
   return flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
