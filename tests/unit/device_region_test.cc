@@ -58,6 +58,20 @@ TEST_F(Device, APageThatIsWantedAgainBeforeItWentCostsNothing) {
   EXPECT_EQ(wrong((*region)->address(), 8 * page(), 3), 0U);
 }
 
+TEST_F(Device, PagesThatOthersMayHaveAreNotUsedAgain) {
+  auto pool = this->pool({.bytes_max = 4 * page(), .idle_low = 0, .idle_high = 0});
+  auto region = DeviceRegion::create(*pool, nullptr, 4 * page());
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE((*region)->map(0, 4).ok());
+  (*region)->set_shared();
+  (*region)->leave(0, 3);
+  ASSERT_TRUE((*region)->settle().ok());
+  EXPECT_EQ(pool->stats().idle, 0U);
+  EXPECT_EQ(pool->stats().in_existence, 1U);
+  EXPECT_EQ(live(SOFTGPU_HANDLES), 1U);
+  EXPECT_EQ(pool->available(), 3U);
+}
+
 // As a server grows its sequences: one page each, round after round.
 TEST_F(Device, Growing64SequencesCreatesNothingWhileTheyWait) {
   constexpr std::uint32_t kSequences = 64;

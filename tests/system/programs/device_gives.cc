@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -181,6 +182,26 @@ void without_room_it_fails_and_nothing_is_lost() {
   CHECK(cuMemFree(at));
 }
 
+// The device waits for this thread, so this thread does not wait for the device.
+void what_cannot_come_now_is_not_given_now() {
+  const CUdeviceptr at = allocate(8);
+  std::atomic<bool> go{false};
+  cool(at);
+  CHECK(cuLaunchHostFunc(
+      nullptr,
+      [](void* gate) {
+        while (!*static_cast<std::atomic<bool>*>(gate)) usleep(100);
+      },
+      &go));
+  GIVES(CUDA_ERROR_NOT_SUPPORTED, dma_buf(at));
+  go = true;
+  CHECK(cuCtxSynchronize());
+  CHECK(dma_buf(at));
+  MUST(pages_in_host_memory(at) == 0);
+  MUST(holds(at, kBytes, 8));
+  CHECK(cuMemFree(at));
+}
+
 // A graph has a copy of it by the place where it was.
 void what_a_graph_holds_away_is_not_given() {
   const CUdeviceptr at = allocate(8);
@@ -222,6 +243,7 @@ int main(int argc, char** argv) {
   a_handle_is_of_the_pages_that_stay_and_of_nobodys_after();
   what_is_freed_on_a_stream_is_nobodys_either();
   without_room_it_fails_and_nothing_is_lost();
+  what_cannot_come_now_is_not_given_now();
   what_a_graph_holds_away_is_not_given();
   CHECK(cuCtxSynchronize());
   return 0;
