@@ -1,7 +1,11 @@
 /* softgpu: a CUDA driver in software, a drop-in libcuda.so.1. Strict where hardware is lenient,
  * late where hardware is usually fast: what misuses the driver is caught here and not on a GPU.
  * Memory is host memory at the addresses the driver hands out, a memfd per handle; kernels are host
- * functions found by name. Its speed says nothing about a GPU; its counts of calls do.
+ * functions found by name. Its speed says nothing about a GPU; its counts of calls do. What it
+ * enforces stands rule by rule in mutations.txt, each with the test that holds it.
+ *
+ * Not enforced: the processor reaches what only the device was given access to, and the other way
+ * round, since both are one process with one set of page tables here.
  *
  * The environment variable SOFTGPU is read at cuInit(): "key=value,...", sizes in bytes:
  *   memory       of the device (default 8 GiB), shared by nobody
