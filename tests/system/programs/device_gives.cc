@@ -13,7 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <string>
+#include <thread>
 #include <vector>
 
 #include "kvmem.h"
@@ -182,17 +182,16 @@ void without_room_it_fails_and_nothing_is_lost() {
   CHECK(cuMemFree(at));
 }
 
+void hold_up(void* gate) {
+  while (!*static_cast<std::atomic<bool>*>(gate)) usleep(100);
+}
+
 // The device waits for this thread, so this thread does not wait for the device.
 void what_cannot_come_now_is_not_given_now() {
   const CUdeviceptr at = allocate(8);
   std::atomic<bool> go{false};
   cool(at);
-  CHECK(cuLaunchHostFunc(
-      nullptr,
-      [](void* gate) {
-        while (!*static_cast<std::atomic<bool>*>(gate)) usleep(100);
-      },
-      &go));
+  CHECK(cuLaunchHostFunc(nullptr, hold_up, &go));
   GIVES(CUDA_ERROR_NOT_SUPPORTED, dma_buf(at));
   go = true;
   CHECK(cuCtxSynchronize());
@@ -200,6 +199,88 @@ void what_cannot_come_now_is_not_given_now() {
   MUST(pages_in_host_memory(at) == 0);
   MUST(holds(at, kBytes, 8));
   CHECK(cuMemFree(at));
+}
+
+// Half of it is copied ahead, for as long as the device is held up; then it may no longer go.
+template <class Meanwhile>
+void while_half_is_on_its_way(CUdeviceptr at, Meanwhile meanwhile) {
+  std::atomic<bool> go{false};
+  CUcontext context = nullptr;
+  CHECK(cuCtxGetCurrent(&context));
+  CHECK(cuLaunchHostFunc(nullptr, hold_up, &go));
+  std::thread mover([&] {
+    CHECK(cuCtxSetCurrent(context));
+    cool(at, kBytes / 2);
+  });
+  usleep(50'000);
+  std::thread opener([&] {
+    usleep(50'000);
+    go = true;
+  });
+  meanwhile();
+  opener.join();
+  mover.join();
+}
+
+void what_is_given_while_it_is_on_its_way_stays() {
+  const CUdeviceptr at = allocate(1);
+  while_half_is_on_its_way(at, [at] { CHECK(dma_buf(at)); });
+  MUST(pages_in_host_memory(at) == 0);
+  MUST(holds(at, kBytes, 1));
+  CHECK(cuMemFree(at));
+}
+
+// At any moment of a move: what the handle is of is what is behind the address.
+void a_handle_taken_at_any_time_is_of_what_is_there() {
+  CUcontext context = nullptr;
+  CHECK(cuCtxGetCurrent(&context));
+  for (unsigned round = 0; round < 100; ++round) {
+    const CUdeviceptr at = allocate(round);
+    std::atomic<bool> stop{false};
+    std::thread mover([&] {
+      CHECK(cuCtxSetCurrent(context));
+      for (unsigned i = 0; !stop; ++i) {
+        (void)advise(reinterpret_cast<void*>(at), kBytes, i % 2 == 0 ? KVMEM_COLD : KVMEM_HOT);
+      }
+    });
+    usleep(round * 37 % 2000);
+    CUmemGenericAllocationHandle memory = 0;
+    CHECK(cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(at)));
+    stop = true;
+    mover.join();
+    const CUdeviceptr alias = alias_of(memory);
+    CHECK(cuMemsetD32(alias, round + 1, 4));
+    CHECK(cuCtxSynchronize());
+    MUST(holds(at, 16, round + 1) && holds(at + 16, kPage - 16, round));
+    CHECK(cuMemFree(at));
+    CHECK(cuMemUnmap(alias, kPage));
+    CHECK(cuMemAddressFree(alias, kPage));
+    CHECK(cuMemRelease(memory));
+  }
+}
+
+void what_a_graph_records_while_it_is_on_its_way_stays() {
+  const CUdeviceptr at = allocate(2);
+  const CUdeviceptr to = allocate(3);
+  CUstream stream = nullptr;
+  CUgraph graph = nullptr;
+  CUgraphExec executable = nullptr;
+  CHECK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+  while_half_is_on_its_way(at, [&] {
+    CHECK(cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    CHECK(cuMemcpyDtoDAsync(to, at, kBytes, stream));
+    CHECK(cuStreamEndCapture(stream, &graph));
+  });
+  CHECK(cuGraphInstantiate(&executable, graph, 0));
+  CHECK(cuGraphLaunch(executable, stream));
+  CHECK(cuStreamSynchronize(stream));
+  MUST(pages_in_host_memory(at) == 0);
+  MUST(holds(to, kBytes, 2));
+  CHECK(cuGraphExecDestroy(executable));
+  CHECK(cuGraphDestroy(graph));
+  CHECK(cuStreamDestroy(stream));
+  CHECK(cuMemFree(at));
+  CHECK(cuMemFree(to));
 }
 
 // A graph has a copy of it by the place where it was.
@@ -244,6 +325,9 @@ int main(int argc, char** argv) {
   what_is_freed_on_a_stream_is_nobodys_either();
   without_room_it_fails_and_nothing_is_lost();
   what_cannot_come_now_is_not_given_now();
+  what_is_given_while_it_is_on_its_way_stays();
+  a_handle_taken_at_any_time_is_of_what_is_there();
+  what_a_graph_records_while_it_is_on_its_way_stays();
   what_a_graph_holds_away_is_not_given();
   CHECK(cuCtxSynchronize());
   return 0;
