@@ -1,8 +1,9 @@
 // An engine that gives others memory of its GPU, under kvmem with 32 MiB of the device's memory and
 // more in host memory: what is given is the device's, stays so, and is nobody else's afterwards.
 //
-// usage: device_gives | device_gives ipc
-//   ipc   asks for one legacy IPC handle, prints "handle" or "none", and does nothing else
+// usage: device_gives | device_gives ipc | device_gives parked
+//   ipc     asks for one legacy IPC handle, prints "handle" or "none", and does nothing else
+//   parked  does nothing for long enough to be parked, with KVMEM_PARK_AFTER
 //
 // Exits 0 if all was as it should be.
 #include <cuda.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "kvmem.h"
+#include "tests/softgpu/softgpu.h"
 
 namespace {
 
@@ -302,6 +304,28 @@ void what_a_graph_holds_away_is_not_given() {
   CHECK(cuMemFree(other));
 }
 
+// While an engine that has nothing to do gives the rest of the GPU's memory back.
+void what_is_given_is_not_parked() {
+  const CUdeviceptr given = allocate(1);
+  const CUdeviceptr kept = allocate(2);
+  CUmemGenericAllocationHandle memory = 0;
+  CHECK(cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(given)));
+  const CUdeviceptr alias = alias_of(memory);
+  const std::uint64_t before = softgpu_live(SOFTGPU_DEVICE_BYTES);
+  for (int i = 0; i < 1000 && softgpu_live(SOFTGPU_DEVICE_BYTES) + kBytes > before; ++i) {
+    usleep(10'000);
+  }
+  MUST(softgpu_live(SOFTGPU_DEVICE_BYTES) + kBytes <= before);  // parked
+  CHECK(cuMemsetD32(alias, 3, kPage / 4));                      // and awake
+  CHECK(cuCtxSynchronize());
+  MUST(holds(given, kPage, 3) && holds(given + kPage, kBytes - kPage, 1) && holds(kept, kBytes, 2));
+  CHECK(cuMemFree(given));
+  CHECK(cuMemFree(kept));
+  CHECK(cuMemUnmap(alias, kPage));
+  CHECK(cuMemAddressFree(alias, kPage));
+  CHECK(cuMemRelease(memory));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -314,6 +338,11 @@ int main(int argc, char** argv) {
     const CUresult result = cuIpcGetMemHandle(&handle, allocate(0));
     if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_VALUE) fail(__LINE__, "ipc", result);
     std::puts(result == CUDA_SUCCESS ? "handle" : "none");
+    return 0;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "parked") == 0) {
+    what_is_given_is_not_parked();
+    std::puts("ok not parked");
     return 0;
   }
   advise = reinterpret_cast<decltype(advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
