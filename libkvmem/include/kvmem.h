@@ -88,12 +88,13 @@ int kvmem_advise(const void* address, size_t size_bytes, enum kvmem_advice advic
 /* Where a page is. */
 enum kvmem_page_state {
   KVMEM_FRESH = 0,    /* never written: zeroes, no memory */
-  KVMEM_RESIDENT = 1, /* in DRAM */
+  KVMEM_RESIDENT = 1, /* in DRAM; GPU memory: in the GPU's own */
   KVMEM_WRITING = 2,  /* in DRAM, being written out */
-  KVMEM_STORED = 3,   /* in the page store */
+  KVMEM_STORED = 3,   /* in the page store; GPU memory: parked */
   KVMEM_ORIGIN = 4,   /* in the file it came from */
   KVMEM_FILLING = 5,  /* on its way to DRAM */
   KVMEM_LOST = 6,     /* no valid copy is left: access raises SIGBUS */
+  KVMEM_HOST = 8,     /* GPU memory: in host memory, at the GPU's address */
   KVMEM_PLAIN = 255   /* ordinary memory of this process, no longer managed */
 };
 

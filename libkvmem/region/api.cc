@@ -157,6 +157,14 @@ KVMEM_EXPORTED int kvmem_residency(const void* address, size_t size_bytes,
   op.kind = Op::Kind::kResidency;
   op.output = states;
   if (states == nullptr) return -EINVAL;
+#ifdef KVMEM_WITH_CUDA
+  if (!kvmem::in_arena(address) && kvmem::device::is_on() &&
+      kvmem::device::residency(reinterpret_cast<std::uintptr_t>(address), size_bytes,
+                               {KVMEM_RESIDENT, KVMEM_HOST, KVMEM_STORED, KVMEM_LOST}, states)
+          .ok()) {
+    return 0;
+  }
+#endif
   if (!set_pages(op, address, size_bytes)) return -ENOMEM;
   return ask(op);
 }

@@ -448,6 +448,41 @@ void explain_ipc(CUdeviceptr at) {
          " bytes, to the driver");
 }
 
+Status residency(CUdeviceptr at, std::size_t size_bytes, const PageNames& names,
+                 unsigned char* states) {
+  const LockGuard guard(g_entries_lock);
+  const Entry* entry = entry_of(at);
+  if (entry == nullptr || size_bytes == 0 ||
+      size_bytes > entry->found.begin + entry->reserved_bytes - at) {
+    return {Code::kNotFound, "no device region"};
+  }
+  const DeviceRegion& region = *entry->region;
+  const auto farness = [&](std::uint32_t page) -> int {
+    switch (region.page(page)) {
+      case DevicePage::kAbsent:
+        return 3;
+      case DevicePage::kStored:
+        return 2;
+      default:
+        return region.place(page) == DevicePlace::kHost ? 1 : 0;
+    }
+  };
+  const unsigned char by_farness[] = {names.device, names.host, names.stored, names.lost};
+  const CUdeviceptr first = align_down(at, kPageBytes);
+  for (CUdeviceptr page = first; page < at + size_bytes; page += kPageBytes) {
+    const CUdeviceptr begin = std::max(page, entry->found.begin) - entry->found.begin;
+    const CUdeviceptr end =
+        std::min(page + kPageBytes, entry->found.begin + entry->reserved_bytes) -
+        entry->found.begin;
+    int farthest = 0;
+    for (std::size_t i = begin / region.page_bytes(); i * region.page_bytes() < end; ++i) {
+      farthest = std::max(farthest, farness(static_cast<std::uint32_t>(i)));
+    }
+    states[(page - first) / kPageBytes] = by_farness[farthest];
+  }
+  return {};
+}
+
 bool shrink() {
   CUdevice device = 0;
   CUcontext context = nullptr;

@@ -79,6 +79,15 @@ void unshare(CUdeviceptr at);
 // none of `at`: says which setting helps.
 void explain_ipc(CUdeviceptr at);
 
+// Where each 2 MiB page is that [at, at + size_bytes) touches, a byte for each: `device`, `host`,
+// `stored` or `lost`; where a device's pages are smaller, the first of them that is found farthest
+// away. kNotFound: not in one region.
+struct PageNames {
+  unsigned char device, host, stored, lost;
+};
+Status residency(CUdeviceptr at, std::size_t size_bytes, const PageNames& names,
+                 unsigned char* states);
+
 // Gives back to the driver what waits to be used again. False: there was nothing.
 bool shrink();
 

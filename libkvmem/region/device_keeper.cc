@@ -16,13 +16,13 @@
 namespace kvmem::device {
 
 constinit Lock g_entries_lock;
-constinit Device g_devices[kDevicesMax];
+constinit Device g_devices[kDevicesMax] = {};
 constinit Lock g_carrying;
 constinit bool g_parked = false;
 
 namespace {
 
-constinit Carrier carriers[kDevicesMax] GUARDED_BY(g_carrying);
+constinit Carrier carriers[kDevicesMax] GUARDED_BY(g_carrying) = {};
 
 // What the keeper has been asked to do; taken all at once.
 struct Wanted {

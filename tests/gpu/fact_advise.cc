@@ -5,8 +5,10 @@
 // usage: gpu_facts advise BYTES
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "gpu.h"
 #include "kvmem.h"
@@ -22,18 +24,11 @@ std::string hex(std::uint64_t value) {
   return text;
 }
 
-// Of the pages of [at, at + bytes), the share that the driver says are in host memory.
-std::size_t pages_in_host(const Device& device, CUdeviceptr at, std::size_t bytes) {
-  std::size_t count = 0;
-  for (std::size_t done = 0; done < bytes; done += device.page_bytes()) {
-    CUmemGenericAllocationHandle memory = 0;
-    CUmemAllocationProp prop{};
-    CU(cuMemRetainAllocationHandle(&memory, reinterpret_cast<void*>(at + done)));
-    CU(cuMemGetAllocationPropertiesFromHandle(&prop, memory));
-    CU(cuMemRelease(memory));
-    count += prop.location.type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
-  }
-  return count;
+// Of the 2 MiB pages of [at, at + bytes), those that are in host memory.
+std::size_t pages_in_host(decltype(&kvmem_residency) residency, CUdeviceptr at, std::size_t bytes) {
+  std::vector<unsigned char> states(bytes / KVMEM_PAGE_BYTES);
+  if (residency(reinterpret_cast<void*>(at), bytes, states.data()) != 0) return SIZE_MAX;
+  return static_cast<std::size_t>(std::count(states.begin(), states.end(), KVMEM_HOST));
 }
 
 }  // namespace
@@ -41,16 +36,19 @@ std::size_t pages_in_host(const Device& device, CUdeviceptr at, std::size_t byte
 void fact_advise(const Options& options) {
   const auto advise =
       reinterpret_cast<decltype(&kvmem_advise)>(::dlsym(RTLD_DEFAULT, "kvmem_advise"));
-  if (advise == nullptr || options.words.empty()) usage("advise BYTES, with libkvmem preloaded");
+  const auto residency =
+      reinterpret_cast<decltype(&kvmem_residency)>(::dlsym(RTLD_DEFAULT, "kvmem_residency"));
+  if (advise == nullptr || residency == nullptr || options.words.empty())
+    usage("advise BYTES, with libkvmem preloaded");
   const Device device;
-  const std::size_t page = device.page_bytes();
+  const std::size_t page = KVMEM_PAGE_BYTES;
   const std::size_t bytes = std::strtoull(options.words[0].c_str(), nullptr, 10) / page * page;
   const std::uint64_t words = bytes / 4;
   CUdeviceptr at = 0;
   CU(cuMemAlloc(&at, bytes));
   device.fill(at, words, kSeed);
   const std::uint64_t before = device.hash(at, words);
-  check("all on the device at first", pages_in_host(device, at, bytes) == 0, text_of(bytes));
+  check("all on the device at first", pages_in_host(residency, at, bytes) == 0, text_of(bytes));
 
   // The first time the pool makes its host pages; then they are used again.
   std::vector<double> ways[2][2];
@@ -61,7 +59,7 @@ void fact_advise(const Options& options) {
       const double begin = now_ns();
       const int said = advise(reinterpret_cast<void*>(at), bytes, to_host ? KVMEM_COLD : KVMEM_HOT);
       ways[round > 0][to_host].push_back(now_ns() - begin);
-      const std::size_t host = pages_in_host(device, at, bytes);
+      const std::size_t host = pages_in_host(residency, at, bytes);
       const std::uint64_t after = device.hash(at, words);
       const std::string name = std::string(to_host ? "to the host" : "back to the device") +
                                ", round " + std::to_string(round + 1);
