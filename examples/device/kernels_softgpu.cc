@@ -4,22 +4,20 @@
 #include "tests/softgpu/softgpu.h"
 
 extern "C" {
-extern const softgpu_params fill_softgpu, mix_softgpu;
-const softgpu_params fill_softgpu = {3, {8, 4, 4}};
-const softgpu_params mix_softgpu = {3, {8, 8, 4}};
+extern const softgpu_kernel fill_softgpu, mix_softgpu;
 
-void fill(const softgpu_launch*, void** params);
-void fill(const softgpu_launch*, void** params) {
+static void fill_body(const softgpu_launch*, void** params) {
   auto* words = *static_cast<std::uint32_t**>(params[0]);
   const auto seed = *static_cast<std::uint32_t*>(params[1]);
   const auto count = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint32_t i = 0; i < count; ++i) words[i] = seed + i * 2654435761U;
 }
-void mix(const softgpu_launch*, void** params);
-void mix(const softgpu_launch*, void** params) {
+const softgpu_kernel fill_softgpu = {fill_body, 3, {8, 4, 4}};
+static void mix_body(const softgpu_launch*, void** params) {
   auto* state = *static_cast<std::uint32_t**>(params[0]);
   const auto* words = *static_cast<const std::uint32_t**>(params[1]);
   const auto count = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint32_t i = 0; i < count; ++i) state[i] = state[i] * 1664525U + words[i];
 }
+const softgpu_kernel mix_softgpu = {mix_body, 3, {8, 8, 4}};
 }

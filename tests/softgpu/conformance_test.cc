@@ -53,23 +53,21 @@ DONE: ret;
 )";
 
 extern "C" {
-extern const softgpu_params conform_fill_softgpu, conform_add_softgpu;
-const softgpu_params conform_fill_softgpu = {3, {8, 4, 4}};
-const softgpu_params conform_add_softgpu = {3, {8, 8, 4}};
-void conform_fill(const softgpu_launch*, void** params);
-void conform_fill(const softgpu_launch*, void** params) {
+extern const softgpu_kernel conform_fill_softgpu, conform_add_softgpu;
+static void conform_fill_body(const softgpu_launch*, void** params) {
   auto* at = *static_cast<volatile std::uint32_t**>(params[0]);
   const auto count = *static_cast<std::uint32_t*>(params[1]);
   const auto value = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint32_t i = 0; i < count; ++i) at[i] = value;
 }
-void conform_add(const softgpu_launch*, void** params);
-void conform_add(const softgpu_launch*, void** params) {
+const softgpu_kernel conform_fill_softgpu = {conform_fill_body, 3, {8, 4, 4}};
+static void conform_add_body(const softgpu_launch*, void** params) {
   auto* to = *static_cast<volatile std::uint32_t**>(params[0]);
   const auto* from = *static_cast<const volatile std::uint32_t**>(params[1]);
   const auto count = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint32_t i = 0; i < count; ++i) to[i] = to[i] + from[i];
 }
+const softgpu_kernel conform_add_softgpu = {conform_add_body, 3, {8, 8, 4}};
 }
 
 namespace {

@@ -14,18 +14,18 @@ namespace {
 Function* as_function(CUfunction handle) { return reinterpret_cast<Function*>(handle); }
 
 // Parameters lie one after another, each aligned to its size, at most to 16.
-std::vector<std::size_t> offsets_of(const softgpu_params& params) {
+std::vector<std::size_t> offsets_of(const softgpu_kernel& kernel) {
   std::vector<std::size_t> offsets;
   std::size_t at = 0;
-  for (std::size_t i = 0; i < params.count; ++i) {
+  for (std::size_t i = 0; i < kernel.param_count; ++i) {
     std::size_t alignment = 1;
-    while (alignment < 16 && alignment * 2 <= params.bytes[i] &&
-           params.bytes[i] % (alignment * 2) == 0) {
+    while (alignment < 16 && alignment * 2 <= kernel.param_bytes[i] &&
+           kernel.param_bytes[i] % (alignment * 2) == 0) {
       alignment *= 2;
     }
     at = (at + alignment - 1) / alignment * alignment;
     offsets.push_back(at);
-    at += params.bytes[i];
+    at += kernel.param_bytes[i];
   }
   offsets.push_back(at);  // of the buffer as a whole
   return offsets;
@@ -36,8 +36,8 @@ bool gather(const Function& function, void** params, void** extra,
             std::vector<unsigned char>* out) {
   out->assign(function.offsets.back() + 16, 0);
   if (params != nullptr) {
-    for (std::size_t i = 0; i < function.params->count; ++i) {
-      std::memcpy(out->data() + function.offsets[i], params[i], function.params->bytes[i]);
+    for (std::size_t i = 0; i < function.kernel->param_count; ++i) {
+      std::memcpy(out->data() + function.offsets[i], params[i], function.kernel->param_bytes[i]);
     }
     return true;
   }
@@ -47,7 +47,7 @@ bool gather(const Function& function, void** params, void** extra,
     if (extra[0] == CU_LAUNCH_PARAM_BUFFER_POINTER) buffer = extra[1];
     if (extra[0] == CU_LAUNCH_PARAM_BUFFER_SIZE) bytes = *static_cast<std::size_t*>(extra[1]);
   }
-  if (buffer == nullptr) return function.params->count == 0;
+  if (buffer == nullptr) return function.kernel->param_count == 0;
   if (bytes < function.offsets.back()) return false;
   std::memcpy(out->data(), buffer, function.offsets.back());
   return true;
@@ -65,10 +65,10 @@ CUresult launch_run(const softgpu_launch& launch, CUfunction handle, void** para
   if (!gather(*function, params, extra, &bytes)) return CUDA_ERROR_INVALID_VALUE;
   *run = [launch, function, bytes = std::move(bytes)]() mutable {
     std::vector<void*> pointers;
-    for (std::size_t i = 0; i < function->params->count; ++i) {
+    for (std::size_t i = 0; i < function->kernel->param_count; ++i) {
       pointers.push_back(bytes.data() + function->offsets[i]);
     }
-    function->kernel(&launch, pointers.data());
+    function->kernel->body(&launch, pointers.data());
   };
   return CUDA_SUCCESS;
 }
@@ -179,14 +179,13 @@ CUresult cuModuleGetFunction(CUfunction* out, CUmodule handle, const char* name)
   if (slot == nullptr) {
     auto made = std::make_unique<Function>();
     made->name = name;
-    made->kernel = reinterpret_cast<softgpu_kernel>(::dlsym(RTLD_DEFAULT, name));
-    made->params = static_cast<const softgpu_params*>(
+    made->kernel = static_cast<const softgpu_kernel*>(
         ::dlsym(RTLD_DEFAULT, (made->name + "_softgpu").c_str()));
-    if (made->kernel == nullptr || made->params == nullptr) {
+    if (made->kernel == nullptr) {
       module->functions.erase(name);
       return CUDA_ERROR_NOT_FOUND;
     }
-    made->offsets = offsets_of(*made->params);
+    made->offsets = offsets_of(*made->kernel);
     made->module = module;
     slot = std::move(made);
   }
@@ -199,9 +198,9 @@ CUresult cuFuncGetParamInfo(CUfunction handle, std::size_t index, std::size_t* o
   SOFTGPU_ENTRY(cuFuncGetParamInfo);
   const Function* function = as_function(handle);
   if (function == nullptr || offset == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  if (index >= function->params->count) return CUDA_ERROR_INVALID_VALUE;
+  if (index >= function->kernel->param_count) return CUDA_ERROR_INVALID_VALUE;
   *offset = function->offsets[index];
-  if (bytes != nullptr) *bytes = function->params->bytes[index];
+  if (bytes != nullptr) *bytes = function->kernel->param_bytes[index];
   return CUDA_SUCCESS;
 }
 

@@ -46,16 +46,21 @@ enum softgpu_kind {
 /* What is alive now. */
 uint64_t softgpu_live(enum softgpu_kind kind);
 
-/* A kernel: called once a launch, for the whole grid, on the device's thread. `params` as given to
- * cuLaunchKernel. Beside `NAME` the program exports `NAME_softgpu`, the sizes of its parameters. */
+/* What runs in place of a kernel: called once a launch, for the whole grid, on the device's thread.
+ * `params` as given to cuLaunchKernel. */
 struct softgpu_launch {
   unsigned grid[3], block[3];
   unsigned shared_bytes;
 };
-typedef void (*softgpu_kernel)(const struct softgpu_launch* launch, void** params);
-struct softgpu_params {
-  size_t count;
-  size_t bytes[32];
+typedef void (*softgpu_body)(const struct softgpu_launch* launch, void** params);
+
+/* The program exports one as `NAME_softgpu` for each kernel NAME, mangled where the kernel's name
+ * is. The body has any other name, or none outside its file: in a program of the CUDA runtime NAME
+ * itself is the host's stub, which launches the kernel. */
+struct softgpu_kernel {
+  softgpu_body body;
+  size_t param_count;
+  size_t param_bytes[32];
 };
 
 #ifdef __cplusplus

@@ -67,8 +67,7 @@ struct Event {
 
 struct Function {
   std::string name;
-  softgpu_kernel kernel = nullptr;
-  const softgpu_params* params = nullptr;
+  const softgpu_kernel* kernel = nullptr;  // the program's
   std::vector<std::size_t> offsets;
   struct Module* module = nullptr;
   std::map<int, int> attributes;

@@ -14,16 +14,15 @@
 #include "tests/unit/device_fixture.h"
 
 extern "C" {
-extern const softgpu_params move_add_softgpu;
-const softgpu_params move_add_softgpu = {3, {8, 8, 4}};
+extern const softgpu_kernel move_add_softgpu;
 // One word in a thousand: what is lost is lost by the page.
-void move_add(const softgpu_launch*, void** params);
-void move_add(const softgpu_launch*, void** params) {
+static void move_add_body(const softgpu_launch*, void** params) {
   auto* at = *static_cast<std::uint32_t**>(params[0]);
   const auto words = *static_cast<std::uint64_t*>(params[1]);
   const auto value = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint64_t i = 0; i < words; i += 1024) at[i] += value;
 }
+const softgpu_kernel move_add_softgpu = {move_add_body, 3, {8, 8, 4}};
 }
 
 namespace kvmem {

@@ -28,23 +28,21 @@
 #include "tests/softgpu/softgpu.h"
 
 extern "C" {
-extern const softgpu_params engine_fill_softgpu, engine_add_softgpu;
-const softgpu_params engine_fill_softgpu = {3, {8, 8, 4}};
-const softgpu_params engine_add_softgpu = {3, {8, 8, 8}};
-void engine_fill(const softgpu_launch*, void** params);
-void engine_fill(const softgpu_launch*, void** params) {
+extern const softgpu_kernel engine_fill_softgpu, engine_add_softgpu;
+static void engine_fill_body(const softgpu_launch*, void** params) {
   auto* at = *static_cast<std::uint32_t**>(params[0]);
   const auto words = *static_cast<std::uint64_t*>(params[1]);
   const auto value = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint64_t i = 0; i < words; ++i) at[i] = value + static_cast<std::uint32_t>(i);
 }
-void engine_add(const softgpu_launch*, void** params);
-void engine_add(const softgpu_launch*, void** params) {
+const softgpu_kernel engine_fill_softgpu = {engine_fill_body, 3, {8, 8, 4}};
+static void engine_add_body(const softgpu_launch*, void** params) {
   auto* to = *static_cast<std::uint32_t**>(params[0]);
   const auto* from = *static_cast<const std::uint32_t**>(params[1]);
   const auto words = *static_cast<std::uint64_t*>(params[2]);
   for (std::uint64_t i = 0; i < words; ++i) to[i] += from[i];
 }
+const softgpu_kernel engine_add_softgpu = {engine_add_body, 3, {8, 8, 8}};
 }
 
 namespace {
