@@ -17,6 +17,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "tests/softgpu/softgpu.h"
@@ -1588,6 +1589,276 @@ TEST_F(Driver, SoftLeavesNothingBehind) {
         SOFTGPU_STREAMS, SOFTGPU_EVENTS, SOFTGPU_GRAPHS}) {
     EXPECT_EQ(soft()->live(kind), 0U) << kind;
   }
+}
+
+// Memory in the order of streams, and pools.
+
+class Pools : public Streams {
+ protected:
+  static constexpr std::size_t kBytes = kWords * 4;
+  void SetUp() override {
+    Streams::SetUp();
+    pool_props_.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+    pool_props_.location = {CU_MEM_LOCATION_TYPE_DEVICE, device_};
+    OK(cuMemPoolCreate(&pool_, &pool_props_));
+    OK(cuStreamCreate(&stream_, CU_STREAM_NON_BLOCKING));
+  }
+  void TearDown() override {
+    EXPECT_EQ(cuStreamDestroy(stream_), CUDA_SUCCESS);
+    if (pool_ != nullptr) {
+      EXPECT_EQ(cuMemPoolDestroy(pool_), CUDA_SUCCESS);
+    }
+    Streams::TearDown();
+  }
+  cuuint64_t number(CUmemoryPool pool, CUmemPool_attribute attribute) {
+    cuuint64_t value = ~cuuint64_t{0};
+    EXPECT_EQ(cuMemPoolGetAttribute(pool, attribute, &value), CUDA_SUCCESS);
+    return value;
+  }
+  CUmemPoolProps pool_props_{};
+  CUmemoryPool pool_ = nullptr;
+  CUstream stream_ = nullptr;
+};
+
+TEST_F(Pools, TheDeviceHasThem) {
+  int has = 0;
+  OK(cuDeviceGetAttribute(&has, CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED, device_));
+  EXPECT_EQ(has, 1);
+}
+
+TEST_F(Pools, MemoryIsUsedAndFreedInTheOrderOfItsStream) {
+  for (std::uint32_t round = 1; round <= 20; ++round) {
+    CUdeviceptr at = 0;
+    if (round % 2 == 0) {
+      OK(cuMemAllocAsync(&at, kBytes, stream_));
+    } else {
+      OK(cuMemAllocFromPoolAsync(&at, kBytes, pool_, stream_));
+    }
+    OK(fill(at, kWords, round, stream_));
+    OK(add(one_, at, kWords, stream_));
+    OK(cuMemFreeAsync(at, stream_));
+  }
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_TRUE(holds(one_, kWords, 20 * 21 / 2));
+}
+
+TEST_F(Pools, EachThreadsOwnStreamAllocatesToo) {
+  decltype(&cuMemAllocAsync) allocate = nullptr;
+  decltype(&cuMemAllocFromPoolAsync) allocate_from = nullptr;
+  decltype(&cuMemFreeAsync) free = nullptr;
+  const auto find = [](const char* name, auto* out, auto* other) {
+    CUdriverProcAddressQueryResult status{};
+    void* found = nullptr;
+    EXPECT_EQ(cuGetProcAddress(name, &found, 11020, CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM,
+                               &status),
+              CUDA_SUCCESS);
+    *out = reinterpret_cast<std::decay_t<decltype(*out)>>(found);
+    EXPECT_NE(found, reinterpret_cast<void*>(other)) << name;
+  };
+  find("cuMemAllocAsync", &allocate, &cuMemAllocAsync);
+  find("cuMemAllocFromPoolAsync", &allocate_from, &cuMemAllocFromPoolAsync);
+  find("cuMemFreeAsync", &free, &cuMemFreeAsync);
+  CUdeviceptr at[2] = {};
+  OK(allocate(&at[0], kBytes, nullptr));
+  OK(allocate_from(&at[1], kBytes, pool_, nullptr));
+  for (const CUdeviceptr each : at) {
+    OK(fill(each, kWords, 7, CU_STREAM_PER_THREAD));
+    OK(add(one_, each, kWords, CU_STREAM_PER_THREAD));
+    OK(free(each, nullptr));
+  }
+  OK(cuStreamSynchronize(CU_STREAM_PER_THREAD));
+  EXPECT_TRUE(holds(one_, kWords, 14));
+}
+
+TEST_F(Pools, WhatIsFreedIsNotFreedAgain) {
+  CUdeviceptr at = 0;
+  OK(cuMemAllocAsync(&at, kBytes, stream_));
+  OK(cuMemFreeAsync(at, stream_));
+  EXPECT_NE(cuMemFreeAsync(at, stream_), CUDA_SUCCESS);
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_NE(cuMemFreeAsync(at, stream_), CUDA_SUCCESS);
+  EXPECT_NE(cuMemFree(at), CUDA_SUCCESS);
+}
+
+TEST_F(Pools, APoolCountsWhatIsUsedOfIt) {
+  CUdeviceptr at = 0;
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_CURRENT), 0U);
+  OK(cuMemAllocFromPoolAsync(&at, kBytes, pool_, stream_));
+  EXPECT_GE(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_CURRENT), kBytes);
+  EXPECT_GE(number(pool_, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT), kBytes);
+  OK(cuMemFreeAsync(at, stream_));
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_CURRENT), 0U);
+  EXPECT_GE(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_HIGH), kBytes);
+  EXPECT_GE(number(pool_, CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH), kBytes);
+  cuuint64_t high = 1;
+  EXPECT_NE(cuMemPoolSetAttribute(pool_, CU_MEMPOOL_ATTR_USED_MEM_HIGH, &high), CUDA_SUCCESS);
+  high = 0;
+  OK(cuMemPoolSetAttribute(pool_, CU_MEMPOOL_ATTR_USED_MEM_HIGH, &high));
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_HIGH), 0U);
+  OK(cuMemPoolTrimTo(pool_, 0));
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT), 0U);
+}
+
+TEST_F(Pools, AttributesKeepTheirValues) {
+  cuuint64_t threshold = cuuint64_t{1} << 30;
+  int reuse = -1;
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD), 0U);
+  OK(cuMemPoolSetAttribute(pool_, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold));
+  EXPECT_EQ(number(pool_, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD), threshold);
+  OK(cuMemPoolGetAttribute(pool_, CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC, &reuse));
+  EXPECT_EQ(reuse, 1);
+  reuse = 0;
+  OK(cuMemPoolSetAttribute(pool_, CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC, &reuse));
+  reuse = -1;
+  OK(cuMemPoolGetAttribute(pool_, CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC, &reuse));
+  EXPECT_EQ(reuse, 0);
+  CUmemAccess_flags flags{};
+  CUmemLocation location = pool_props_.location;
+  OK(cuMemPoolGetAccess(&flags, pool_, &location));
+  EXPECT_EQ(flags, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+  OK(cuMemPoolSetAccess(pool_, &read_write_, 1));
+  CUmemAccessDesc none = read_write_;
+  none.flags = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+  EXPECT_NE(cuMemPoolSetAccess(pool_, &none, 1), CUDA_SUCCESS);  // its own device's
+}
+
+TEST_F(Pools, TheDefaultIsCurrentUntilAnotherIs) {
+  CUmemoryPool first = nullptr;
+  CUmemoryPool now = nullptr;
+  OK(cuDeviceGetDefaultMemPool(&first, device_));
+  OK(cuDeviceGetMemPool(&now, device_));
+  EXPECT_EQ(now, first);
+  OK(cuDeviceSetMemPool(device_, pool_));
+  OK(cuDeviceGetMemPool(&now, device_));
+  EXPECT_EQ(now, pool_);
+  CUdeviceptr at = 0;
+  OK(cuMemAllocAsync(&at, kBytes, stream_));
+  EXPECT_GE(number(pool_, CU_MEMPOOL_ATTR_USED_MEM_CURRENT), kBytes);
+  OK(cuMemFreeAsync(at, stream_));
+  OK(cuStreamSynchronize(stream_));
+  OK(cuMemPoolDestroy(pool_));
+  pool_ = nullptr;
+  OK(cuDeviceGetMemPool(&now, device_));
+  EXPECT_EQ(now, first);
+  EXPECT_NE(cuMemPoolDestroy(first), CUDA_SUCCESS);
+}
+
+TEST_F(Pools, MemoryOutlivesItsPool) {
+  CUdeviceptr at = 0;
+  OK(cuMemAllocFromPoolAsync(&at, kBytes, pool_, stream_));
+  OK(cuMemPoolDestroy(pool_));
+  OK(fill(at, kWords, 9, stream_));
+  OK(add(one_, at, kWords, stream_));
+  OK(cuMemFreeAsync(at, stream_));
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_TRUE(holds(one_, kWords, 9));
+  if (soft() != nullptr) {
+    EXPECT_EQ(cuMemAllocFromPoolAsync(&at, kBytes, pool_, stream_), CUDA_ERROR_INVALID_VALUE);
+  }
+  pool_ = nullptr;
+}
+
+TEST_F(Pools, APoolGivesNoMoreThanItsSize) {
+  pool_props_.maxSize = std::size_t{32} << 20;
+  CUmemoryPool small = nullptr;
+  CUdeviceptr at = 0;
+  OK(cuMemPoolCreate(&small, &pool_props_));
+  EXPECT_EQ(cuMemAllocFromPoolAsync(&at, std::size_t{64} << 20, small, stream_),
+            CUDA_ERROR_OUT_OF_MEMORY);
+  OK(cuMemPoolDestroy(small));
+}
+
+// Held up until `at` is freed, or for too long.
+std::atomic<bool> is_freed{false};
+
+TEST_F(Pools, SoftFreeingItsMemoryAtOnceWaitsForNothing) {
+  if (soft() == nullptr) GTEST_SKIP() << "not defined on a real device";
+  const CUhostFn hold_up = [](void*) {
+    for (int i = 0; i < 5000 && !is_freed.load(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  };
+  EXPECT_EXIT(
+      {
+        CUdeviceptr at = 0;
+        (void)cuMemAllocAsync(&at, kBytes, stream_);
+        (void)cuLaunchHostFunc(stream_, hold_up, nullptr);
+        (void)fill(at, kWords, 1, stream_);
+        (void)cuMemFree(at);
+        is_freed = true;
+        exit_with(CUDA_ERROR_ILLEGAL_ADDRESS);
+      },
+      testing::ExitedWithCode(0), "");
+}
+
+// Libraries, and their kernels.
+
+class Libraries : public Streams {
+ protected:
+  void SetUp() override {
+    Streams::SetUp();
+    OK(cuLibraryLoadData(&library_, kPtx, nullptr, nullptr, 0, nullptr, nullptr, 0));
+    OK(cuLibraryGetKernel(&kernel_, library_, "conform_fill"));
+  }
+  void TearDown() override {
+    EXPECT_EQ(cuLibraryUnload(library_), CUDA_SUCCESS);
+    Streams::TearDown();
+  }
+  CUlibrary library_ = nullptr;
+  CUkernel kernel_ = nullptr;
+};
+
+TEST_F(Libraries, AKernelIsLaunchedByItselfOrByItsFunction) {
+  CUfunction function = nullptr;
+  OK(cuKernelGetFunction(&function, kernel_));
+  std::uint32_t words = kWords;
+  std::uint32_t value = 5;
+  void* params[] = {&one_, &words, &value};
+  OK(cuLaunchKernel(function, kWords / 256, 1, 1, 256, 1, 1, 0, nullptr, params, nullptr));
+  EXPECT_TRUE(holds(one_, kWords, 5));
+  value = 6;
+  OK(cuLaunchKernel(reinterpret_cast<CUfunction>(kernel_), kWords / 256, 1, 1, 256, 1, 1, 0,
+                    nullptr, params, nullptr));
+  EXPECT_TRUE(holds(one_, kWords, 6));
+}
+
+TEST_F(Libraries, AKernelTellsOfItself) {
+  const char* name = nullptr;
+  OK(cuKernelGetName(&name, kernel_));
+  EXPECT_STREQ(name, "conform_fill");
+  std::size_t offset = 0;
+  std::size_t bytes = 0;
+  OK(cuKernelGetParamInfo(kernel_, 2, &offset, &bytes));
+  EXPECT_EQ(offset, 12U);
+  EXPECT_EQ(bytes, 4U);
+  EXPECT_EQ(cuKernelGetParamInfo(kernel_, 3, &offset, &bytes), CUDA_ERROR_INVALID_VALUE);
+  int value = 0;
+  OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, kernel_, device_));
+  EXPECT_GE(value, 256);
+  OK(cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 4096, kernel_, device_));
+  OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel_,
+                          device_));
+  EXPECT_EQ(value, 4096);
+}
+
+TEST_F(Libraries, AnUnknownKernelIsNotFound) {
+  CUkernel none = nullptr;
+  EXPECT_EQ(cuLibraryGetKernel(&none, library_, "conform_nothing"), CUDA_ERROR_NOT_FOUND);
+}
+
+TEST_F(Libraries, NoContextIsNeededButForFunctions) {
+  std::thread([this] {
+    CUlibrary library = nullptr;
+    CUkernel kernel = nullptr;
+    CUfunction function = nullptr;
+    OK(cuLibraryLoadData(&library, kPtx, nullptr, nullptr, 0, nullptr, nullptr, 0));
+    OK(cuLibraryGetKernel(&kernel, library, "conform_add"));
+    EXPECT_EQ(cuKernelGetFunction(&function, kernel), CUDA_ERROR_INVALID_CONTEXT);
+    OK(cuCtxSetCurrent(context_));
+    OK(cuKernelGetFunction(&function, kernel));
+    OK(cuLibraryUnload(library));
+  }).join();
 }
 
 // The other process of a test that shares memory: finds `value` in all of it, leaves `value` + 1.

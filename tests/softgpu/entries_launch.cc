@@ -1,7 +1,5 @@
 // Entry points: modules, functions, launches, graphs.
 
-#include <dlfcn.h>
-
 #include <cstring>
 
 #include "tests/softgpu/calls.h"
@@ -12,24 +10,6 @@ using namespace softgpu;  // NOLINT(google-build-using-namespace)
 namespace {
 
 Function* as_function(CUfunction handle) { return reinterpret_cast<Function*>(handle); }
-
-// Parameters lie one after another, each aligned to its size, at most to 16.
-std::vector<std::size_t> offsets_of(const softgpu_kernel& kernel) {
-  std::vector<std::size_t> offsets;
-  std::size_t at = 0;
-  for (std::size_t i = 0; i < kernel.param_count; ++i) {
-    std::size_t alignment = 1;
-    while (alignment < 16 && alignment * 2 <= kernel.param_bytes[i] &&
-           kernel.param_bytes[i] % (alignment * 2) == 0) {
-      alignment *= 2;
-    }
-    at = (at + alignment - 1) / alignment * alignment;
-    offsets.push_back(at);
-    at += kernel.param_bytes[i];
-  }
-  offsets.push_back(at);  // of the buffer as a whole
-  return offsets;
-}
 
 // The bytes of the parameters, from either form. Empty and false: neither was understood.
 bool gather(const Function& function, void** params, void** extra,
@@ -175,21 +155,9 @@ CUresult cuModuleGetFunction(CUfunction* out, CUmodule handle, const char* name)
   auto* module = reinterpret_cast<Module*>(handle);
   if (context->modules.count(module) == 0) return CUDA_ERROR_INVALID_HANDLE;
   if (out == nullptr || name == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  auto& slot = module->functions[name];
-  if (slot == nullptr) {
-    auto made = std::make_unique<Function>();
-    made->name = name;
-    made->kernel = static_cast<const softgpu_kernel*>(
-        ::dlsym(RTLD_DEFAULT, (made->name + "_softgpu").c_str()));
-    if (made->kernel == nullptr) {
-      module->functions.erase(name);
-      return CUDA_ERROR_NOT_FOUND;
-    }
-    made->offsets = offsets_of(*made->kernel);
-    made->module = module;
-    slot = std::move(made);
-  }
-  *out = reinterpret_cast<CUfunction>(slot.get());
+  Function* found = find_function(*module, name);
+  if (found == nullptr) return CUDA_ERROR_NOT_FOUND;
+  *out = reinterpret_cast<CUfunction>(found);
   return CUDA_SUCCESS;
 }
 

@@ -6,6 +6,7 @@
 
 #include "tests/softgpu/calls.h"
 #include "tests/softgpu/memory.h"
+#include "tests/softgpu/pool.h"
 #include "tests/softgpu/settings.h"
 #include "tests/softgpu/state.h"
 
@@ -400,6 +401,7 @@ CUresult cuMemFree_v2(CUdeviceptr at) {
   Context* context = nullptr;
   if (const CUresult bad = usable(&context); bad != CUDA_SUCCESS) return bad;
   if (at == 0) return CUDA_SUCCESS;
+  if (CUresult result{}; free_pooled(at, &result)) return result;
   return free_after_work(*context, at, Owner::kAlloc);
 }
 
@@ -602,29 +604,5 @@ CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes,
 
 SOFTGPU_COPIES(, , false)
 SOFTGPU_COPIES(_ptds, _ptsz, true)
-
-// The memory of a stream is had at once and given back in the stream's order.
-CUresult cuMemAllocAsync(CUdeviceptr* out, std::size_t bytes, CUstream stream) {
-  SOFTGPU_ENTRY(cuMemAllocAsync);
-  Context* context = nullptr;
-  if (const CUresult bad = usable(&context); bad != CUDA_SUCCESS) return bad;
-  {
-    const std::lock_guard lock(state_mu);
-    if (stream_of(*context, stream, false) == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  }
-  return Memory::get().alloc(out, bytes);
-}
-
-CUresult cuMemFreeAsync(CUdeviceptr at, CUstream stream) {
-  SOFTGPU_ENTRY(cuMemFreeAsync);
-  Context* context = nullptr;
-  if (const CUresult bad = usable(&context); bad != CUDA_SUCCESS) return bad;
-  Place place;
-  if (!Memory::get().find(at, &place) || place.base != at || place.owner != Owner::kAlloc) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  return enqueue(*context, stream, false, CU_GRAPH_NODE_TYPE_MEM_FREE,
-                 [at] { (void)Memory::get().free(at, Owner::kAlloc); });
-}
 
 }  // extern "C"

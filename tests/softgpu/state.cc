@@ -1,5 +1,7 @@
 #include "tests/softgpu/state.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <atomic>
 #include <utility>
@@ -29,6 +31,24 @@ std::vector<Stream*> capturing_streams() {
     }
   }
   return out;
+}
+
+// Parameters lie one after another, each aligned to its size, at most to 16.
+std::vector<std::size_t> offsets_of(const softgpu_kernel& kernel) {
+  std::vector<std::size_t> offsets;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < kernel.param_count; ++i) {
+    std::size_t alignment = 1;
+    while (alignment < 16 && alignment * 2 <= kernel.param_bytes[i] &&
+           kernel.param_bytes[i] % (alignment * 2) == 0) {
+      alignment *= 2;
+    }
+    at = (at + alignment - 1) / alignment * alignment;
+    offsets.push_back(at);
+    at += kernel.param_bytes[i];
+  }
+  offsets.push_back(at);  // of the buffer as a whole
+  return offsets;
 }
 
 }  // namespace
@@ -150,6 +170,24 @@ CUresult synchronize(Context& context) {
     if (!is_done(tail)) wait(tail);
   }
   return device_error();
+}
+
+Function* find_function(Module& module, const char* name) {
+  auto& slot = module.functions[name];
+  if (slot == nullptr) {
+    auto made = std::make_unique<Function>();
+    made->name = name;
+    made->kernel = static_cast<const softgpu_kernel*>(
+        ::dlsym(RTLD_DEFAULT, (made->name + "_softgpu").c_str()));
+    if (made->kernel == nullptr) {
+      module.functions.erase(name);
+      return nullptr;
+    }
+    made->offsets = offsets_of(*made->kernel);
+    made->module = &module;
+    slot = std::move(made);
+  }
+  return slot.get();
 }
 
 std::uint64_t live(softgpu_kind kind) {

@@ -113,6 +113,10 @@ CUresult enqueue(Context& context, CUstream stream, bool per_thread_default, CUg
 CUresult refuse_capture();
 CUstreamCaptureMode exchange_capture_mode(CUstreamCaptureMode mode);
 
+// The function of a module, found in the program; null: the program has none of that name. Under
+// state_mu.
+Function* find_function(Module& module, const char* name);
+
 // What is alive of a kind that stands here, as softgpu_live().
 std::uint64_t live(softgpu_kind kind);
 
