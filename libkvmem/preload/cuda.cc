@@ -37,10 +37,12 @@ CUresult allocate_or_shrink(Call call) {
   return again ? call() : result;
 }
 
-// What cuMemAlloc's memory says of itself, for a region; false: the driver knows.
-bool region_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at) {
+// What cuMemAlloc's memory says of itself, for a region, wherever its pages are; false: the driver
+// knows. What it has not is zero, and an error where it alone was asked for.
+bool region_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at, CUresult* result) {
   device::Found found;
   if (data == nullptr || !device::find(at, &found)) return false;
+  *result = CUDA_SUCCESS;
   const auto give = [data](auto value) {
     memcpy(data, &value, sizeof value);  // NOLINT(bugprone-sizeof-expression): a handle
     return true;
@@ -50,6 +52,11 @@ bool region_attribute(void* data, CUpointer_attribute attribute, CUdeviceptr at)
       return give(found.context);
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
       return give(CU_MEMORYTYPE_DEVICE);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+      return give(found.device);
+    case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+      *result = CUDA_ERROR_INVALID_VALUE;
+      return give(static_cast<void*>(nullptr));
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
       return give(found.begin);
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
@@ -168,7 +175,8 @@ KVMEM_INTERPOSED CUresult cuMemGetAddressRange(CUdeviceptr* base, std::size_t* s
 
 KVMEM_INTERPOSED CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute,
                                                 CUdeviceptr at) {
-  if (device::is_on() && region_attribute(data, attribute, at)) return CUDA_SUCCESS;
+  CUresult result = CUDA_SUCCESS;
+  if (device::is_on() && region_attribute(data, attribute, at, &result)) return result;
   return pass(real().pointer_attribute, data, attribute, at);
 }
 
@@ -176,7 +184,10 @@ KVMEM_INTERPOSED CUresult cuPointerGetAttributes(unsigned count, CUpointer_attri
                                                  void** data, CUdeviceptr at) {
   const CUresult result = pass(real().pointer_attributes, count, attributes, data, at);
   if (result == CUDA_SUCCESS && device::is_on()) {
-    for (unsigned i = 0; i < count; ++i) (void)region_attribute(data[i], attributes[i], at);
+    for (unsigned i = 0; i < count; ++i) {
+      CUresult of_one = CUDA_SUCCESS;
+      (void)region_attribute(data[i], attributes[i], at, &of_one);
+    }
   }
   return result;
 }

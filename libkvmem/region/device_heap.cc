@@ -294,7 +294,7 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   }
   if (!mapped.ok()) return code_of(mapped);
   Entry entry{};
-  entry.found = {region->address(), size_bytes, context};
+  entry.found = {region->address(), size_bytes, context, device};
   entry.reserved_bytes = region->size_bytes();
   entry.region = region.get();
   entry.freed_on = kNoStream;

@@ -37,6 +37,7 @@ struct Found {
   CUdeviceptr begin = 0;
   std::size_t size_bytes = 0;   // as asked for
   CUcontext context = nullptr;  // current when it was allocated
+  CUdevice device = 0;
 };
 // False: not in a region.
 bool find(CUdeviceptr at, Found* out);

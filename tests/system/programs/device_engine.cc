@@ -262,6 +262,11 @@ void query(const Engine& engine, const Block& block, std::size_t bytes) {
   if (type != CU_MEMORYTYPE_DEVICE) fail("memory type", type);
   CHECK(cu.cuPointerGetAttribute_call(&context, CU_POINTER_ATTRIBUTE_CONTEXT, inside));
   if (context != engine.context) fail("context", 0);
+  // Also where it is in host memory: an engine would take that for its own.
+  if (cu.cuPointerGetAttribute_call(&base, CU_POINTER_ATTRIBUTE_HOST_POINTER, inside) !=
+      CUDA_ERROR_INVALID_VALUE) {
+    fail("host pointer", static_cast<long>(base));
+  }
 }
 
 void work(const Engine& engine, unsigned seed, int rounds) {

@@ -229,6 +229,7 @@ void query(const Block& block) {
   if (attributes.type != cudaMemoryTypeDevice) fail("memory type", attributes.type);
   if (attributes.device != 0) fail("device", attributes.device);
   if (attributes.devicePointer != block.at + block.words / 2) fail("device pointer", 0);
+  if (attributes.hostPointer != nullptr) fail("host pointer", 0);
 }
 
 // One of the streams a thread works on; others order themselves after it by events.
