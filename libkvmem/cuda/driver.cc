@@ -3,7 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 
-#include <atomic>
+#include "cuda/loader.h"
 
 namespace kvmem::cuda {
 namespace {
@@ -82,17 +82,6 @@ Result<const Driver*> load() {
 
 bool is_loading() { return loading; }
 const Driver& driver() { return table; }
-
-void* (*real_dlsym())(void*, const char*) {
-  using Find = void* (*)(void*, const char*);
-  static constinit std::atomic<Find> kept{nullptr};
-  Find found = kept.load(std::memory_order_relaxed);
-  if (found == nullptr) {
-    found = reinterpret_cast<Find>(::dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34"));
-    kept.store(found, std::memory_order_relaxed);
-  }
-  return found;
-}
 
 void* exported(const char* name) {
   void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);

@@ -69,8 +69,6 @@ bool is_loading();
 Result<const Driver*> load();
 // The table; what load() did not find in it is null.
 const Driver& driver();
-// The loader's own dlsym: kvmem stands before the one that others call.
-void* (*real_dlsym())(void* handle, const char* name);
 // What the real libcuda.so.1 exports under a name; null: nothing, or no engine has loaded it yet.
 void* exported(const char* name);
 

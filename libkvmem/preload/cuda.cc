@@ -1,8 +1,8 @@
 // The CUDA driver's calls that kvmem stands before, and the ways by which an engine comes to them:
-// linked (these names are found first), dlsym, and cuGetProcAddress, which the runtime uses for
-// all. The real resolver is always asked first, with the caller's own version and flags; what it
-// finds is replaced by what is here if it is one of these. So a name the driver does not have stays
-// unknown.
+// linked (these names are found first), dlsym (cuda_loader.cc), and cuGetProcAddress, which the
+// runtime uses for all. The real resolver is always asked first, with the caller's own version and
+// flags; what it finds is replaced by what is here if it is one of these. So a name the driver does
+// not have stays unknown.
 #include "preload/cuda.h"
 
 #include <cuda.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "cuda/driver.h"
+#include "cuda/loader.h"
 #include "region/device_heap.h"
 
 #define KVMEM_INTERPOSED extern "C" __attribute__((visibility("default")))
@@ -265,25 +266,24 @@ void replace_by_hook(const char* name, int version, cuuint64_t flags, void** out
   if (hook != nullptr) *out = hook->function;
 }
 
-bool is_driver_name(const char* name) {
-  return name[0] == 'c' && name[1] == 'u' && name[2] >= 'A' && name[2] <= 'Z';
-}
+}  // namespace
 
-__attribute__((noinline, cold)) void* find_driver_name(void* handle, const char* name) {
-  void* found = kvmem::cuda::real_dlsym()(handle, name);
-  if (found == nullptr || kvmem::cuda::is_loading()) return found;
+namespace kvmem::preload {
+
+void* stand_before(const char* name, void* found) {
+  if (found == nullptr || cuda::is_loading()) return found;
   const Hook* hook = find_hook([name](const Hook& h) { return strcmp(name, h.symbol) == 0; });
   if (hook == nullptr) return found;
-  void* driver = kvmem::cuda::exported(name);
+  void* driver = cuda::exported(name);
   // An engine that asks whether there is a driver must not find us instead.
   if (driver == nullptr && found == hook->function) {
-    return kvmem::cuda::real_dlsym()(RTLD_NEXT, name);
+    return cuda::real_dlsym()(RTLD_NEXT, name);
   }
   // The driver's own, and nobody else's of the same name.
   return device::is_on() && found == driver ? hook->function : found;
 }
 
-}  // namespace
+}  // namespace kvmem::preload
 
 CUresult kvmem_resolve(const char* name, void** out, int version, cuuint64_t flags,
                        CUdriverProcAddressQueryResult* status) {
@@ -298,10 +298,4 @@ CUresult kvmem_resolve_old(const char* name, void** out, int version, cuuint64_t
   const CUresult result = pass(resolver, name, out, version, flags);
   if (result == CUDA_SUCCESS) replace_by_hook(name, version, flags, out);
   return result;
-}
-
-// Everything else goes on by a jump, so that RTLD_NEXT is counted from the true caller.
-KVMEM_INTERPOSED void* dlsym(void* handle, const char* name) noexcept {
-  if (__builtin_expect(is_driver_name(name), 0)) return find_driver_name(handle, name);
-  return kvmem::cuda::real_dlsym()(handle, name);
 }

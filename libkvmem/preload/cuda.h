@@ -43,6 +43,8 @@ struct Hooks {
 };
 // Whether the stream is being captured; `own`: zero is the calling thread's own stream.
 bool is_captured(CUstream stream, bool own);
+// What an engine gets for a name of the driver's for which the loader has found `found`.
+void* stand_before(const char* name, void* found);
 Hooks copy_hooks();
 Hooks shape_hooks();
 Hooks share_hooks();

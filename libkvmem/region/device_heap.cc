@@ -497,6 +497,11 @@ bool shrink() {
   return pool->trim(SIZE_MAX) > 0;
 }
 
+void passes_by(const char* file, const char* how) {
+  if (!is_on()) return;
+  notice(file != nullptr ? file : "the program", how, ": kvmem does not see what it allocates");
+}
+
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes) {
   CUdevice device = 0;
   CUcontext context = nullptr;

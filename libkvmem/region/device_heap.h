@@ -92,6 +92,10 @@ Status residency(CUdeviceptr at, std::size_t size_bytes, const PageNames& names,
 // Gives back to the driver what waits to be used again. False: there was nothing.
 bool shrink();
 
+// A library (null: the program) is opened in a way that leads past kvmem: says so, as far as there
+// is anything to pass by.
+void passes_by(const char* file, const char* how);
+
 // What the driver says of the current device's memory, as it would be if the device had what
 // KVMEM_HBM grants and KVMEM_GPU_CAPACITY adds, and the pools held nothing.
 void adjust_info(std::size_t* free_bytes, std::size_t* total_bytes);

@@ -27,7 +27,7 @@ mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign p
 reallocarray valloc read pread pread64 readv preadv preadv64 preadv2 preadv64v2 __read_chk __pread_chk __pread64_chk "
 # With the device path, the driver's calls that it stands before.
 if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
-  wanted+="dlsym cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemGetInfo_v2 \
+  wanted+="dlsym dlvsym dlopen dlmopen cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemGetInfo_v2 \
 cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
   wanted+="cuIpcGetMemHandle cuMemGetHandleForAddressRange cuMemRetainAllocationHandle cuMulticastBindAddr \
 cuPointerSetAttribute "
