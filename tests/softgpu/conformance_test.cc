@@ -1770,6 +1770,57 @@ TEST_F(Pools, APoolGivesNoMoreThanItsSize) {
   OK(cuMemPoolDestroy(small));
 }
 
+TEST_F(Pools, WhatACapturedStreamAllocatesIsItsGraphs) {
+  const std::uint64_t before = soft() != nullptr ? soft()->live(SOFTGPU_DEVICE_BYTES) : 0;
+  CUdeviceptr at = 0;
+  CUdeviceptr other = 0;
+  CUgraph graph = nullptr;
+  CUgraphExec exec = nullptr;
+  OK(cuMemAllocAsync(&other, kBytes, stream_));
+  OK(cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_GLOBAL));
+  OK(cuMemAllocAsync(&at, kBytes, stream_));
+  OK(fill(at, kWords, 4, stream_));
+  OK(add(one_, at, kWords, stream_));
+  OK(cuMemFreeAsync(at, stream_));
+  OK(cuStreamEndCapture(stream_, &graph));
+  OK(cuMemFreeAsync(other, stream_));
+  CUgraphNode nodes[8] = {};
+  std::size_t count = 8;
+  OK(cuGraphGetNodes(graph, nodes, &count));
+  ASSERT_EQ(count, 4U);
+  CUgraphNodeType type{};
+  OK(cuGraphNodeGetType(nodes[0], &type));
+  EXPECT_EQ(type, CU_GRAPH_NODE_TYPE_MEM_ALLOC);
+  OK(cuGraphNodeGetType(nodes[3], &type));
+  EXPECT_EQ(type, CU_GRAPH_NODE_TYPE_MEM_FREE);
+  OK(cuGraphInstantiate(&exec, graph, 0));
+  OK(cuGraphDestroy(graph));
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_TRUE(holds(one_, kWords, 0));
+  for (std::uint32_t i = 1; i <= 3; ++i) OK(cuGraphLaunch(exec, stream_));
+  OK(cuGraphExecDestroy(exec));  // what was launched goes on
+  OK(cuStreamSynchronize(stream_));
+  EXPECT_TRUE(holds(one_, kWords, 12));
+  EXPECT_NE(cuMemFree(at), CUDA_SUCCESS);
+  if (soft() != nullptr) {
+    EXPECT_EQ(soft()->live(SOFTGPU_DEVICE_BYTES), before);
+  }
+}
+
+TEST_F(Pools, AGraphFreesWhatAGraphAllocates) {
+  CUdeviceptr at = 0;
+  CUgraph graph = nullptr;
+  OK(cuMemAllocAsync(&at, kBytes, stream_));
+  OK(cuStreamBeginCapture(stream_, CU_STREAM_CAPTURE_MODE_GLOBAL));
+  EXPECT_NE(cuMemFreeAsync(at, stream_), CUDA_SUCCESS);
+  (void)cuStreamEndCapture(stream_, &graph);
+  if (graph != nullptr) {
+    OK(cuGraphDestroy(graph));
+  }
+  OK(cuMemFreeAsync(at, stream_));
+  OK(cuStreamSynchronize(stream_));
+}
+
 // Held up until `at` is freed, or for too long.
 std::atomic<bool> is_freed{false};
 

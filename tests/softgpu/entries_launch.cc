@@ -94,6 +94,11 @@ CUresult launch_graph(CUgraphExec handle, CUstream stream_handle, bool per_threa
   }
   auto last = std::make_shared<Op>();
   last->after = ops;
+  std::vector<std::function<void()>> memory;  // the launch's own hold on it
+  for (const GraphExec::Step& step : exec->steps) {
+    if (step.type == CU_GRAPH_NODE_TYPE_MEM_ALLOC) memory.push_back(step.run);
+  }
+  if (!memory.empty()) last->run = [memory = std::move(memory)] {};
   last->after.push_back(first);
   if (Stream* stream = stream_of(*context, stream_handle, per_thread); stream != nullptr) {
     if (stream->tail != first) last->after.push_back(stream->tail);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "tests/softgpu/calls.h"
@@ -32,6 +33,7 @@ struct Block {
 std::mutex pool_mu;  // for all of these
 std::unordered_map<Pool*, std::unique_ptr<Pool>> pools;
 std::unordered_map<CUdeviceptr, Block> blocks;
+std::unordered_set<CUdeviceptr> graph_memory;
 Pool* current_pool = nullptr;  // null: the default
 
 Pool& default_pool() {
@@ -59,20 +61,42 @@ void free_block(CUdeviceptr at) {
   if (pool->destroyed && pool->used_bytes == 0) pools.erase(pool);
 }
 
-// A current context, and a stream that is not captured: nodes that allocate and free are not here.
-CUresult usable(CUstream stream, bool per_thread, Context** context) {
+CUresult look_at(CUstream stream, bool per_thread, Context** context, bool* is_captured) {
   if (const CUresult bad = current(context); bad != CUDA_SUCCESS) return bad;
   const std::lock_guard lock(state_mu);
   const Stream* found = stream_of(**context, stream, per_thread);
   if (found == nullptr) return CUDA_ERROR_INVALID_HANDLE;
-  return found->capture == nullptr ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED;
+  *is_captured = found->capture != nullptr;
+  return CUDA_SUCCESS;
+}
+
+// What a captured stream allocates has its address from then on, and here its memory too, until the
+// last graph, executable and launch with the node is gone.
+CUresult allocate_by_graph(Context& context, CUdeviceptr* out, std::size_t bytes, CUstream stream,
+                           bool per_thread) {
+  if (const CUresult bad = Memory::get().alloc(out, bytes); bad != CUDA_SUCCESS) return bad;
+  {
+    const std::lock_guard lock(pool_mu);
+    graph_memory.insert(*out);
+  }
+  const std::shared_ptr<void> memory(nullptr, [at = *out](void*) {
+    const std::lock_guard lock(pool_mu);
+    graph_memory.erase(at);
+    (void)Memory::get().free(at, Owner::kAlloc);
+  });
+  return enqueue(context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEM_ALLOC, [memory] {});
 }
 
 // Memory is had at once; null is the current pool.
 CUresult allocate(CUdeviceptr* out, std::size_t bytes, const CUmemoryPool* handle, CUstream stream,
                   bool per_thread) {
   Context* context = nullptr;
-  if (const CUresult bad = usable(stream, per_thread, &context); bad != CUDA_SUCCESS) return bad;
+  bool is_captured = false;
+  if (const CUresult bad = look_at(stream, per_thread, &context, &is_captured);
+      bad != CUDA_SUCCESS) {
+    return bad;
+  }
+  if (is_captured) return allocate_by_graph(*context, out, bytes, stream, per_thread);
   const std::lock_guard lock(pool_mu);
   Pool* pool = handle != nullptr         ? pool_of(*handle)
                : current_pool != nullptr ? current_pool
@@ -91,7 +115,19 @@ CUresult allocate(CUdeviceptr* out, std::size_t bytes, const CUmemoryPool* handl
 
 CUresult free_in_order(CUdeviceptr at, CUstream stream, bool per_thread) {
   Context* context = nullptr;
-  if (const CUresult bad = usable(stream, per_thread, &context); bad != CUDA_SUCCESS) return bad;
+  bool is_captured = false;
+  if (const CUresult bad = look_at(stream, per_thread, &context, &is_captured);
+      bad != CUDA_SUCCESS) {
+    return bad;
+  }
+  {
+    const std::lock_guard lock(pool_mu);
+    // A graph frees what a graph has allocated; what leaves one to be freed later is not followed.
+    if (is_captured != (graph_memory.count(at) != 0)) return CUDA_ERROR_INVALID_VALUE;
+  }
+  if (is_captured) {
+    return enqueue(*context, stream, per_thread, CU_GRAPH_NODE_TYPE_MEM_FREE, [] {});
+  }
   {
     const std::lock_guard lock(pool_mu);
     if (const auto block = blocks.find(at); block != blocks.end()) {
@@ -124,6 +160,10 @@ CUresult check_device(CUdevice device) {
 bool free_pooled(CUdeviceptr at, CUresult* result) {
   {
     const std::lock_guard lock(pool_mu);
+    if (graph_memory.count(at) != 0) {
+      *result = CUDA_ERROR_INVALID_VALUE;
+      return true;
+    }
     const auto block = blocks.find(at);
     if (block == blocks.end()) return false;
     *result = std::exchange(block->second.freed, true) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;

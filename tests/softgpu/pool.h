@@ -1,6 +1,6 @@
 // Pools: where memory in the order of streams comes from. What is freed goes back to the device
 // when its stream has come to it, whatever release threshold is set: what is reserved is what is
-// used. Any thread.
+// used. What a captured stream allocates and frees are nodes of its graph. Any thread.
 #pragma once
 
 #include <cuda.h>

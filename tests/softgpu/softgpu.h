@@ -15,8 +15,8 @@
  *   refuse_numa  bit mask of NUMA nodes on which cuMemCreate is refused
  *   fail         ENTRY:N:CODE, as softgpu_fail() (may be given several times)
  *
- * Beside it stands a CUDA runtime in software (runtime.cc), where nvcc is found: NVIDIA's own does not
- * run on a driver that is not NVIDIA's.
+ * Beside it stands a CUDA runtime in software (runtime.cc), where nvcc is found: NVIDIA's own does
+ * not run on a driver that is not NVIDIA's.
  *
  * What follows is for tests: exported by the same library, found by dlsym(). Any thread. */
 #ifndef KVMEM_TESTS_SOFTGPU_SOFTGPU_H_

@@ -316,6 +316,25 @@ void double_in_order(const Streams& s, cudaMemPool_t pool, const Block& block) {
   }
 }
 
+// In memory of a graph's own.
+void double_in_graph(const Streams& s, const Block& copy, const Block& block) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  Word* inner = nullptr;
+  CHECK(cudaStreamBeginCapture(s.first, cudaStreamCaptureModeThreadLocal));
+  CHECK(cudaMallocAsync(&inner, block.bytes(), s.first));
+  CHECK(cudaMemcpyAsync(inner, block.at, block.bytes(), cudaMemcpyDeviceToDevice, s.first));
+  add(inner, block.at, block.words, s.first);
+  CHECK(cudaMemcpyAsync(copy.at, inner, block.bytes(), cudaMemcpyDeviceToDevice, s.first));
+  CHECK(cudaFreeAsync(inner, s.first));
+  CHECK(cudaStreamEndCapture(s.first, &graph));
+  CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  CHECK(cudaGraphDestroy(graph));
+  for (int i = 0; i < 2; ++i) CHECK(cudaGraphLaunch(executable, s.first));
+  CHECK(cudaGraphExecDestroy(executable));
+  CHECK(cudaStreamSynchronize(s.first));
+}
+
 void work(unsigned seed, int rounds, cudaMemPool_t pool) {
   CHECK(cudaSetDevice(0));
   const Streams s;
@@ -330,17 +349,18 @@ void work(unsigned seed, int rounds, cudaMemPool_t pool) {
     CHECK(cudaStreamSynchronize(s.first));
     blocks.push_back(block);
     Block copy = block;
-    const int way = round % 6;
-    if (way < 4) {
+    const int way = round % 7;
+    if (way < 5) {
       copy.at = allocate(block.bytes());
       if (way == 0) double_by_graph(s, copy, block);
       if (way == 1) double_on_two_streams(s, copy, block);
       if (way == 2) double_on_default(copy, block);
       if (way == 3) double_from_host(s, copy, block);
+      if (way == 4) double_in_graph(s, copy, block);
       check(copy, 2);
       release(copy.at);
     } else {
-      double_in_order(s, way == 4 ? pool : nullptr, block);
+      double_in_order(s, way == 5 ? pool : nullptr, block);
     }
     if (!segment.is_full()) segment.grow();
     const Block grown{segment.at(), segment.words(), static_cast<Word>(round)};
