@@ -151,6 +151,21 @@ KVMEM_EXPORTED_CALL(kvmem_free_async_own, "cuMemFreeAsync_ptsz", 2, CUdeviceptr,
   return free_async(real, a, b, true);
 }
 
+// Not managed, but first come before what kvmem keeps: memory from a named pool, and memory that
+// the engine maps itself.
+#define KVMEM_FROM_POOL(id, symbol)                                                       \
+  KVMEM_EXPORTED_CALL(id, symbol, 4, CUdeviceptr*, std::size_t, CUmemoryPool, CUstream) { \
+    static constinit kvmem::preload::Real real(symbol);                                   \
+    return allocate_or_shrink([=] { return real(a, b, c, d); });                          \
+  }
+KVMEM_FROM_POOL(kvmem_allocate_from_pool, "cuMemAllocFromPoolAsync")
+KVMEM_FROM_POOL(kvmem_allocate_from_pool_own, "cuMemAllocFromPoolAsync_ptsz")
+
+KVMEM_INTERPOSED CUresult cuMemCreate(CUmemGenericAllocationHandle* out, std::size_t size,
+                                      const CUmemAllocationProp* prop, unsigned long long flags) {
+  return allocate_or_shrink([=] { return pass(real().create, out, size, prop, flags); });
+}
+
 // Another stream may get the same handle.
 KVMEM_INTERPOSED CUresult cuStreamDestroy(CUstream stream) {
   if (device::is_on()) device::forget_stream(stream);
@@ -227,6 +242,11 @@ Hooks own_hooks() {
        Hook::Streams::kLegacy},
       {"cuMemFreeAsync", "cuMemFreeAsync_ptsz", reinterpret_cast<void*>(&kvmem_free_async_own),
        11020, Hook::Streams::kPerThread},
+      {"cuMemAllocFromPoolAsync", "cuMemAllocFromPoolAsync",
+       reinterpret_cast<void*>(&kvmem_allocate_from_pool), 11020, Hook::Streams::kLegacy},
+      {"cuMemAllocFromPoolAsync", "cuMemAllocFromPoolAsync_ptsz",
+       reinterpret_cast<void*>(&kvmem_allocate_from_pool_own), 11020, Hook::Streams::kPerThread},
+      {"cuMemCreate", "cuMemCreate", reinterpret_cast<void*>(&cuMemCreate), 10020},
       {"cuStreamDestroy", "cuStreamDestroy_v2", reinterpret_cast<void*>(&cuStreamDestroy), 4000},
       {"cuMemFree", "cuMemFree_v2", reinterpret_cast<void*>(&cuMemFree), 3020},
       {"cuMemGetInfo", "cuMemGetInfo_v2", reinterpret_cast<void*>(&cuMemGetInfo), 3020},

@@ -30,14 +30,15 @@ for form in shared static per_thread; do
   LD_PRELOAD=$build/lib/libkvmem.so KVMEM_SOCKET=/nonexistent "$engine" 1 6 >/dev/null ||
     fail "$form: fails with the device path off"
   for seed in 1 2 3; do
-    said=$(SOFTGPU=seed=$seed,late_us=$((300 * seed)) KVMEM_HBM=512M preloaded "$engine" "$seed" 18 512) || fail "$form, seed $seed: $said"
+    said=$(SOFTGPU=seed=$seed,late_us=$((300 * seed)),memory=$((512 << 20)) KVMEM_HBM=512M preloaded "$engine" "$seed" 18 512) || fail "$form, seed $seed: $said"
   done
   [[ $said =~ ^alloc\ ([0-9]+)\ create\ ([0-9]+)\ map\ ([0-9]+)\  ]] || fail "$form says $said"
   # What is below 2 MiB is the driver's: a third of some 60 allocations.
   ((BASH_REMATCH[1] < 40)) || fail "$form: ${BASH_REMATCH[1]} calls of cuMemAlloc reached the driver"
   ((BASH_REMATCH[3] > 200)) || fail "$form: only ${BASH_REMATCH[3]} pages were mapped"
-  # 512 MiB are 256 pages, made once and used again; 8 more are the engine's own.
-  ((BASH_REMATCH[2] <= 264)) || fail "$form: ${BASH_REMATCH[2]} pages were created"
+  # 512 MiB are 256 pages, used again and again; given back for others' memory once, and made anew. Some
+  # are the engine's own.
+  ((BASH_REMATCH[2] <= 560)) || fail "$form: ${BASH_REMATCH[2]} pages were created"
   echo "ok $form: $said"
   # Less on the device than the engine is told: what it holds beyond that is host memory.
   for hbm in 40M 20M; do # 60 % and 30 % of what two threads hold at most

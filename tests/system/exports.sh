@@ -30,7 +30,7 @@ if grep -q '^KVMEM_CUDA_INCLUDE:PATH=/' "$1/CMakeCache.txt"; then
   wanted+="dlsym dlvsym dlopen dlmopen cuGetProcAddress cuGetProcAddress_v2 cuMemAlloc_v2 cuMemAllocPitch_v2 cuMemFree_v2 cuMemGetInfo_v2 \
 cuMemGetAddressRange_v2 cuPointerGetAttribute cuPointerGetAttributes "
   wanted+="cuIpcGetMemHandle cuMemGetHandleForAddressRange cuMemRetainAllocationHandle cuMulticastBindAddr \
-cuPointerSetAttribute "
+cuPointerSetAttribute cuMemCreate "
   wanted+="cuLaunch cuLaunchGrid cuLaunchGridAsync cuLaunchCooperativeKernelMultiDevice cuStreamDestroy_v2 "
   # Each with the form that has a stream of each thread's own.
   for name in cuMemcpy cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 cuMemcpyDtoD_v2 cuMemsetD8_v2 cuMemsetD16_v2 cuMemsetD32_v2 \
@@ -38,7 +38,7 @@ cuPointerSetAttribute "
     cuMemsetD2D8_v2 cuMemsetD2D16_v2 cuMemsetD2D32_v2; do
     wanted+="$name ${name}_ptds "
   done
-  for name in cuMemAllocAsync cuMemFreeAsync cuMemcpyAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async \
+  for name in cuMemAllocAsync cuMemAllocFromPoolAsync cuMemFreeAsync cuMemcpyAsync cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async \
     cuMemsetD16Async cuMemsetD32Async cuMemcpy2DAsync_v2 cuMemcpy3DAsync_v2 cuMemcpy3DPeerAsync cuMemcpyPeerAsync \
     cuMemcpyBatchAsync cuMemcpyBatchAsync_v2 cuMemcpy3DBatchAsync cuMemcpy3DBatchAsync_v2 cuMemBatchDecompressAsync cuLaunchHostFunc cuStreamAddCallback cuMemsetD2D8Async \
     cuMemsetD2D16Async cuMemsetD2D32Async cuLaunchKernel cuLaunchKernelEx cuLaunchCooperativeKernel cuGraphLaunch \

@@ -408,6 +408,25 @@ void capacity(std::size_t mib) {
   if (free != total) fail("free MiB after all", static_cast<long>(free >> 20));
 }
 
+// What was freed is there for all who ask, however they do: first for as much as half of the
+// device.
+void allocate_otherwise(std::size_t mib) {
+  cudaStream_t stream = nullptr;
+  cudaMemPool_t pool = nullptr;
+  Word* at = nullptr;
+  CHECK(cudaStreamCreate(&stream));
+  CHECK(cudaDeviceGetDefaultMemPool(&pool, 0));
+  CHECK(cudaMallocFromPoolAsync(&at, mib << 19, pool, stream));
+  fill(at, 1, 0, stream);
+  CHECK(cudaFreeAsync(at, stream));
+  CHECK(cudaStreamSynchronize(stream));
+  CHECK(cudaMemPoolTrimTo(pool, 0));
+  CHECK(cudaStreamDestroy(stream));
+  capacity(mib);  // and again for cudaMalloc
+  Segment segment;
+  while (!segment.is_full()) segment.grow();
+}
+
 // What is alive on the software driver, soon after the last was freed: pages that kvmem keeps to
 // use again are mapped once each, and nothing else is there. True on a real one.
 bool is_clean() {
@@ -462,7 +481,11 @@ int main(int argc, char** argv) {
   meddler.join();
   CHECK(cudaDeviceSynchronize());
   CHECK(cudaMemPoolDestroy(pool));
-  if (argc > 3) capacity(static_cast<std::size_t>(std::atoi(argv[3])));
+  if (argc > 3) {
+    const auto mib = static_cast<std::size_t>(std::atoi(argv[3]));
+    capacity(mib);
+    allocate_otherwise(mib);
+  }
   CHECK(cudaDeviceSynchronize());  // no error was left behind
   return is_clean() ? 0 : 1;
 }
