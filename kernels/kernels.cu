@@ -31,12 +31,17 @@ __device__ unsigned long long hash_of(const Pair& pair, unsigned i) {
   return kvmem_hash_word(pair.low, word) + kvmem_hash_word(pair.high, word + 1);
 }
 
-// Adds the threads' parts to the page's hash: one atomic addition a warp.
-__device__ void add_to(unsigned long long* hashes, unsigned long long part) {
+// The threads' parts together are the block's.
+__device__ void sum_up(unsigned long long part, unsigned long long* sums) {
+  __shared__ unsigned long long warps[kThreads / kLanes];
   for (unsigned width = kLanes / 2; width > 0; width /= 2) {
     part += __shfl_down_sync(~0U, part, width);
   }
-  if (threadIdx.x % kLanes == 0) atomicAdd(hashes + blockIdx.y, part);
+  if (threadIdx.x % kLanes == 0) warps[threadIdx.x / kLanes] = part;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (unsigned warp = 1; warp < kThreads / kLanes; ++warp) part += warps[warp];
+  sums[blockIdx.y * gridDim.x + blockIdx.x] = part;
 }
 
 }  // namespace
@@ -52,20 +57,20 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads)
-    kvmem_hash(const __grid_constant__ kvmem_batch batch, unsigned long long* hashes) {
+    kvmem_hash(const __grid_constant__ kvmem_batch batch, unsigned long long* sums) {
   unsigned long long sum = 0;
   for_each_pair(batch, [&](unsigned i) { sum += hash_of(from(batch)[i], i); });
-  add_to(hashes, sum);
+  sum_up(sum, sums);
 }
 
 // The hash is of what was read and written, whatever else happens to the page meanwhile.
 extern "C" __global__ void __launch_bounds__(kThreads)
-    kvmem_copy_hash(const __grid_constant__ kvmem_batch batch, unsigned long long* hashes) {
+    kvmem_copy_hash(const __grid_constant__ kvmem_batch batch, unsigned long long* sums) {
   unsigned long long sum = 0;
   for_each_pair(batch, [&](unsigned i) {
     const Pair pair = from(batch)[i];
     to(batch)[i] = pair;
     sum += hash_of(pair, i);
   });
-  add_to(hashes, sum);
+  sum_up(sum, sums);
 }

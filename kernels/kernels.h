@@ -12,8 +12,9 @@
  * Kernel (one block of threads works on a part of a page; grid: parts x pages):
  *   kvmem_copy       (struct kvmem_batch)               from[i] to to[i]: gather and scatter
  *   kvmem_fill       (struct kvmem_batch, value)        every word of to[i]
- *   kvmem_hash       (struct kvmem_batch, hashes)       of from[i], added to hashes[i]
- *   kvmem_copy_hash  (struct kvmem_batch, hashes)       both: the hash of what was written
+ *   kvmem_hash       (struct kvmem_batch, sums)         of from[i]: what the b-th of its n blocks
+ * has found is in sums[i * n + b] kvmem_copy_hash  (struct kvmem_batch, sums)         both: the
+ * hash of what was written
  */
 #ifndef KVMEM_KERNELS_KERNELS_H_
 #define KVMEM_KERNELS_KERNELS_H_
@@ -57,8 +58,6 @@ uint64_t kvmem_twin_hash(const void* page, size_t page_bytes);
 uint64_t kvmem_twin_copy_page(void* to, const void* from, size_t page_bytes);
 void kvmem_twin_copy(const struct kvmem_batch* batch);
 void kvmem_twin_fill(const struct kvmem_batch* batch, uint64_t value);
-void kvmem_twin_hash_add(const struct kvmem_batch* batch, uint64_t* hashes);
-void kvmem_twin_copy_hash(const struct kvmem_batch* batch, uint64_t* hashes);
 
 /* The kernels, compiled: a fatbinary to load; null where there was no compiler when this was
  * built. */

@@ -53,16 +53,4 @@ void kvmem_twin_fill(const kvmem_batch* batch, std::uint64_t value) {
   }
 }
 
-void kvmem_twin_hash_add(const kvmem_batch* batch, std::uint64_t* hashes) {
-  for (std::uint64_t i = 0; i < batch->count; ++i) {
-    hashes[i] += kvmem_twin_hash(from(batch, i), batch->page_bytes);
-  }
-}
-
-void kvmem_twin_copy_hash(const kvmem_batch* batch, std::uint64_t* hashes) {
-  for (std::uint64_t i = 0; i < batch->count; ++i) {
-    hashes[i] += kvmem_twin_copy_page(to(batch, i), from(batch, i), batch->page_bytes);
-  }
-}
-
 }  // extern "C"

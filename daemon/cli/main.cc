@@ -135,9 +135,9 @@ int park(const Globals& globals, const Question& question, unsigned timeout_s) {
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     if (!done) std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  const char* const why =
-      parks ? "the engine is at work, or has memory that cannot move (kvmemctl regions shows it)"
-            : "the GPU has no room yet";
+  const char* const why = parks ? "the engine is at work, or has memory that cannot move (a graph "
+                                  "copies it, others share it)"
+                                : "the GPU has no room yet";
   if (globals.json) {
     print(nlohmann::json{{"done", done},
                          {"regions", now.regions},

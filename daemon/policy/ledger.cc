@@ -15,6 +15,11 @@ std::uint64_t Ledger::held_by(Holder holder) const {
   return it == claims_.end() ? 0 : it->second;
 }
 
+void Ledger::record(Holder holder, std::uint64_t bytes) {
+  if (bytes == 0) return forget(holder);
+  claims_[holder] = std::min(bytes, budget_bytes_);  // no engine can claim that it has more
+}
+
 Ledger::Answer Ledger::claim(Holder holder, std::uint64_t needed_bytes,
                              std::uint64_t wanted_bytes) {
   if (wanted_bytes == 0) {

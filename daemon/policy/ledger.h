@@ -1,4 +1,4 @@
-// Ledger: how much of a GPU's own memory each engine may hold. Claims never add up to more than the
+// Ledger: how much of a GPU's own memory each engine may hold. No claim is granted beyond the
 // budget; who asks for no more than his fair share gets it, as soon as those who hold more than
 // theirs have given back. Pure.
 //
@@ -38,6 +38,8 @@ class Ledger {
   Answer claim(Holder holder, std::uint64_t needed_bytes) {
     return claim(holder, needed_bytes, needed_bytes);
   }
+  // `holder` has so much, from before there was this ledger.
+  void record(Holder holder, std::uint64_t bytes);
   void forget(Holder holder) { claims_.erase(holder); }
   void set_budget(std::uint64_t bytes) { budget_bytes_ = bytes; }
 

@@ -29,7 +29,8 @@ using wire::Request;
 constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
-constexpr std::size_t kGpusMax = 256;
+constexpr std::size_t kGpusMax = 4096;
+constexpr std::ptrdiff_t kGpusOfSessionMax = 64;
 constexpr std::ptrdiff_t kSessionlessMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
@@ -802,12 +803,24 @@ Reply Server::gpu_claim(Session& session, const Request& request) {
   auto it = gpus_.find(uuid);
   if (it == gpus_.end()) {
     if (request.hbm_wanted_bytes == 0) return {};
-    if (gpus_.size() >= kGpusMax) return refuse(EDQUOT, "too many GPUs");
+    const auto own = std::count_if(gpus_.begin(), gpus_.end(), [&](const auto& gpu) {
+      return gpu.second.claims.held_by(session.id) != 0;
+    });
+    if (own >= kGpusOfSessionMax || gpus_.size() >= kGpusMax) {
+      return refuse(EDQUOT, "too many GPUs");
+    }
     it = gpus_.emplace(uuid, GpuLedger{}).first;
     it->second.total_bytes = request.size_bytes;
     it->second.claims.set_budget(gpu_budget(request.size_bytes));
   }
   GpuLedger& gpu = it->second;
+  if (request.size_bytes < gpu.total_bytes) {  // whichever is wrong: the GPU has no less
+    gpu.total_bytes = request.size_bytes;
+    gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
+  }
+  if ((request.flags & Request::kExists) != 0) {
+    gpu.claims.record(session.id, request.hbm_bytes);
+  }
   const policy::Ledger::Answer answer =
       gpu.claims.claim(session.id, request.hbm_bytes, request.hbm_wanted_bytes);
   const std::uint64_t now = os::now_ns();

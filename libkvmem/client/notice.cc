@@ -109,6 +109,11 @@ void notice(const char* a, const char* b, const char* c, const char* d, const ch
   write_line(parts, 6);
 }
 
+void alarm(const char* a, const char* b, const char* c) {
+  const char* parts[] = {"kvmem: ", a, b, c};
+  write_line(parts, 4);
+}
+
 void detail(const char* a, const char* b, const char* c) {
   if (!g_settings.verbose) return;
   const char* parts[] = {"kvmem: ", a, b, c};

@@ -12,6 +12,8 @@ namespace kvmem {
 // its own.
 void notice(const char* a, const char* b = nullptr, const char* c = nullptr,
             const char* d = nullptr, const char* e = nullptr);
+// As notice, always: for bytes that are lost.
+void alarm(const char* a, const char* b = nullptr, const char* c = nullptr);
 // As notice, only with KVMEM_VERBOSE.
 void detail(const char* a, const char* b = nullptr, const char* c = nullptr);
 

@@ -39,7 +39,6 @@ namespace kvmem::cuda {
   X(copy_async, cuMemcpyDtoDAsync, 3020)                             \
   X(copy_out_async, cuMemcpyDtoHAsync, 3020)                         \
   X(copy_in_async, cuMemcpyHtoDAsync, 3020)                          \
-  X(fill_async, cuMemsetD8Async, 3020)                               \
   X(host_allocate, cuMemHostAlloc, 2020)                             \
   X(host_free, cuMemFreeHost, 2000)                                  \
   X(module_load, cuModuleLoadData, 2000)                             \

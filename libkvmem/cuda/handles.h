@@ -42,6 +42,14 @@ struct StreamTraits {
 // A stream of kvmem's own: of the engine's work it waits for nothing.
 using Stream = UniqueHandle<StreamTraits>;
 
+struct PinnedTraits {
+  using Value = void*;
+  static constexpr Value kNone = nullptr;
+  static void close(void* memory) noexcept { (void)driver().host_free(memory); }
+};
+// Page-locked host memory, which the device reaches at the same address.
+using Pinned = UniqueHandle<PinnedTraits>;
+
 // Makes `context` current on this thread, and what was before current again.
 class ContextScope {
  public:

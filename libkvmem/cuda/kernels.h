@@ -21,13 +21,6 @@ struct ModuleTraits {
 };
 using Module = UniqueHandle<ModuleTraits>;
 
-struct DeviceBytesTraits {
-  using Value = CUdeviceptr;
-  static constexpr Value kNone = 0;
-  static void close(CUdeviceptr at) noexcept { (void)driver().free(at); }
-};
-using DeviceBytes = UniqueHandle<DeviceBytesTraits>;
-
 class Kernels {
  public:
   // kUnsupported: built without a compiler, or for no such device.
@@ -42,12 +35,12 @@ class Kernels {
   Status copy_hash(const kvmem_batch& batch, std::uint64_t* hashes);
 
  private:
-  Kernels(Module module, Stream stream, DeviceBytes sums, CUfunction hash, CUfunction copy_hash);
+  Kernels(Module module, Stream stream, Pinned sums, CUfunction hash, CUfunction copy_hash);
   Status run(CUfunction kernel, const kvmem_batch& batch, std::uint64_t* hashes);
 
   Module module_;
   Stream stream_;
-  DeviceBytes sums_;  // a word a page of a batch
+  Pinned sums_;  // a word for each block of a launch
   const CUfunction hash_;
   const CUfunction copy_hash_;
 };

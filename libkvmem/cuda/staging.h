@@ -14,13 +14,6 @@
 
 namespace kvmem::cuda {
 
-struct PinnedTraits {
-  using Value = void*;
-  static constexpr Value kNone = nullptr;
-  static void close(void* memory) noexcept { (void)driver().host_free(memory); }
-};
-using Pinned = UniqueHandle<PinnedTraits>;
-
 class Staging {
  public:
   // Room for at least one page of `page_bytes` in each half.

@@ -219,17 +219,17 @@ Status DeviceRegion::exchange_run(std::uint32_t first, std::uint32_t end, Device
     }
     return {};
   }
+  Status result = put_there;
   for (std::uint32_t i = first; i < end; ++i) {
     Status back = put(i, 1, before, &pages_[i].memory);
     for (int n = 1; !back.ok() && n < kTries; ++n) back = put(i, 1, before, &pages_[i].memory);
     if (back.ok()) continue;
-    for (; i < end; ++i) {  // their bytes stay where nobody finds them
-      pages_[i] = {};
-      --mapped_;
-    }
-    return {Code::kCorrupt, "a device page could be mapped neither here nor there", back.detail()};
+    pages_[i] = {};  // its bytes stay where nobody finds them
+    --mapped_;
+    result = {Code::kCorrupt, "a device page could be mapped neither here nor there",
+              back.detail()};
   }
-  return put_there;
+  return result;
 }
 
 Status DeviceRegion::finish(Transfer& transfer, cuda::Kernels* kernels) {
@@ -334,6 +334,13 @@ Status DeviceRegion::restore(std::uint32_t first, std::uint32_t count, const Ban
   return result;
 }
 
+void DeviceRegion::drop_stored() {
+  for (std::uint32_t i = 0; i < page_count(); ++i) {
+    if (pages_[i].state == DevicePage::kStored) pages_[i] = {};
+  }
+  stored_ = 0;
+}
+
 // From the bank to the pages' own homes; a bit of `*wrong` for each that is not what was stored.
 Status DeviceRegion::bring(const kvmem_batch& batch, const std::uint32_t* pages, const Bank& bank,
                            std::uint64_t* wrong) {
@@ -378,6 +385,7 @@ Status DeviceRegion::restore_batch(Chosen& chosen, const Bank& bank) {
   std::uint64_t wrong = 0;
   Status status = bring(batch, chosen.pages, bank, &wrong);
   if (status.ok() && wrong != 0) status = bring(batch, chosen.pages, bank, &wrong);  // the link?
+  if (!status.ok()) wrong = 0;                                                       // not known
   for (std::size_t k = 0; k < batch.count;) {
     const bool right = status.ok() && (wrong >> k & 1) == 0;
     std::size_t run = k + 1;
@@ -401,7 +409,7 @@ Status DeviceRegion::restore_batch(Chosen& chosen, const Bank& bank) {
       }
     }
   }
-  if (status.ok() && wrong != 0) return {Code::kCorrupt, "a stored device page has changed"};
+  if (wrong != 0) return {Code::kCorrupt, "a stored device page has changed"};
   return status;
 }
 

@@ -102,6 +102,8 @@ class DeviceRegion {
   // page has not come back as it went, and is absent.
   Status restore(std::uint32_t first, std::uint32_t count, const Bank& bank);
   std::uint32_t stored_pages() const { return stored_; }
+  // Stored pages that cannot be restored are absent: who touches them faults.
+  void drop_stored();
 
   // Others may have got at its pages: nobody gets them after it. From now on it is neither moved
   // nor stored.

@@ -66,8 +66,7 @@ struct Carrier {
 };
 // What carries pages of a device; what cannot be had is null.
 Carrier& carrier_of(CUdevice device, CUcontext context) REQUIRES(g_carrying);
-// Its pages are stored, or being stored or restored: a call passes the gate first. Whoever carries
-// pages asks.
+// The process is parked: who would carry pages passes the gate first, which wakes it.
 extern bool g_parked GUARDED_BY(g_carrying);
 
 // The entry's pages have changed places, or the engine has freed it. REQUIRES: the gate is closed,
@@ -77,6 +76,8 @@ void settle_entry(Entry& entry) REQUIRES(g_entries_lock);
 // Claims what `pages` more take of a device, as far as the engine may have it. True: it is worth
 // asking again. REQUIRES: it has a pool.
 bool claim_room(CUdevice device, std::uint64_t pages);
+// Claims what is held, and no more.
+void claim_held(CUdevice device);
 
 // Regions with a page in host memory. Written under the lock; a reader that sees none sees it for a
 // region that it had no right to know yet.

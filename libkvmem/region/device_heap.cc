@@ -145,7 +145,8 @@ struct Range {
   CUdeviceptr at;
   std::size_t size_bytes;
   DevicePlace place;
-  std::uint32_t next;  // page of the region; 0: the first of the range
+  std::uint32_t pages_max;  // that may still move
+  std::uint32_t next;       // page of the region; 0: the first of the range
   bool more;
 };
 
@@ -178,15 +179,17 @@ Status take_next(Range& range, DeviceRegion** out, DeviceRegion::Transfer* trans
   range.next = std::max(range.next, first);
   const auto room =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(pool->available(), kPagesPerClosing));
+  const std::uint32_t at_most = std::min(room, range.pages_max);
   std::uint32_t elsewhere = 0;
   const std::uint32_t begin = range.next;
   for (; range.next < end; ++range.next) {
     const bool moves =
         region.page(range.next) == DevicePage::kMapped && region.place(range.next) != range.place;
-    if (moves && elsewhere == room) break;
+    if (moves && elsewhere == at_most) break;
     elsewhere += moves;
   }
-  range.more = range.next < end;
+  range.pages_max -= elsewhere;
+  range.more = range.next < end && range.pages_max > 0;
   if (room == 0 && range.more) return {Code::kNoMemory, "no room for the pages"};
   KV_TRY(region.prepare(begin, range.next - begin, range.place, transfer));
   entry->moving = true;
@@ -214,9 +217,9 @@ bool add(const Entry& entry) {
   return true;
 }
 
-Status move_alone(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved)
-    REQUIRES(g_carrying) {
-  for (Range range{at, size_bytes, place, 0, true}; range.more;) {
+Status move_alone(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved,
+                  std::uint32_t pages_max) REQUIRES(g_carrying) {
+  for (Range range{at, size_bytes, place, pages_max, 0, true}; range.more;) {
     DeviceRegion* region = nullptr;
     DeviceRegion::Transfer transfer;
     KV_TRY(take_next(range, &region, &transfer));
@@ -261,6 +264,7 @@ bool claim_room(CUdevice device, std::uint64_t pages) {
     hbm_bytes = g_devices[device].hbm_bytes;
   }
   if (pool->available() >= pages) return false;
+  start_keeper();  // it gives back what others need
   const DevicePool::Stats stats = pool->stats();
   const std::size_t used = (stats.in_existence - stats.idle) * pool->page_bytes();
   const std::size_t needed = used + pages * pool->page_bytes();
@@ -268,6 +272,29 @@ bool claim_room(CUdevice device, std::uint64_t pages) {
       claim(gpu, std::min(needed, hbm_bytes), std::min(needed + kClaimBytes, hbm_bytes));
   pool->set_bytes_max(got.bytes);
   return got.others_asked;
+}
+
+void claim_held(CUdevice device) {
+  const LockGuard alone(claiming);
+  DevicePool* pool = nullptr;
+  Gpu gpu{};
+  {
+    const LockGuard guard(g_entries_lock);
+    pool = g_devices[device].pool;
+    gpu = g_devices[device].gpu;
+  }
+  if (pool == nullptr) return;
+  pool->set_bytes_max(claim_existing(gpu, pool->stop_growing()));
+}
+
+void forget() {
+  if (!is_on()) return;
+  g_threshold_bytes = SIZE_MAX;
+  ::new (&g_gate) Gate;
+  // Whoever held them is not here.
+  ::new (&g_entries_lock) Lock;
+  ::new (&g_carrying) Lock;
+  ::new (&claiming) Lock;
 }
 
 CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
@@ -287,9 +314,15 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   // Rather wait for what is being freed than live in host memory.
   await_room(device, *pool, region->page_count());
   Status mapped = map_all(*region, *pool, host != nullptr);
-  // The device may be full although the budget is not.
-  for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory && any_freed(); ++n) {
-    await_keeper(kTryNs);
+  // The device may be full although the budget is not; or another thread has taken what was
+  // claimed.
+  for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory; ++n) {
+    if (any_freed()) {
+      await_keeper(kTryNs);
+    } else {
+      await_room(device, *pool, region->page_count());
+      if (pool->available() < region->page_count()) break;
+    }
     mapped = map_all(*region, *pool, host != nullptr);
   }
   if (!mapped.ok()) return code_of(mapped);
@@ -317,13 +350,16 @@ CUresult allocate_on(CUstream stream, CUdeviceptr* out, std::size_t size_bytes) 
     const LockGuard guard(g_entries_lock);
     for (Entry& entry : entries()) {
       const std::size_t over = entry.reserved_bytes - size_bytes;  // or huge
-      if (!entry.freed || entry.shares != 0 || entry.freed_on != stream ||
-          entry.freed_in != context || over >= entry.region->page_bytes()) {
+      if (!entry.freed || entry.moving || entry.bank != nullptr || entry.shares != 0 ||
+          entry.freed_on != stream || entry.freed_in != context ||
+          over >= entry.region->page_bytes()) {
         continue;
       }
       entry.freed = false;
       entry.freed_on = kNoStream;
       entry.found.size_bytes = size_bytes;
+      std::memcpy(entry.tag, tag(), sizeof entry.tag);
+      entry.changed = true;
       g_freed.fetch_sub(1, std::memory_order_relaxed);
       g_devices[device].allocated_bytes += entry.reserved_bytes;
       *out = entry.found.begin;
@@ -376,12 +412,18 @@ void forget_stream(CUstream stream) {
   }
 }
 
-Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved) {
+Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved,
+            std::uint32_t pages_max) {
   *moved = 0;
   for (;;) {
     {
       const LockGuard alone(g_carrying);
-      if (!g_parked) return move_alone(at, size_bytes, place, moved);
+      if (!g_parked) {
+        const Status status = move_alone(at, size_bytes, place, moved, pages_max);
+        if (*moved > 0) wake_keeper();  // to tell the daemon
+        if (status.code() == Code::kCorrupt) alarm("GPU memory is lost: ", status.what());
+        return status;
+      }
     }
     const Gate::Pass awake(g_gate);
   }
@@ -450,6 +492,7 @@ void explain_ipc(CUdeviceptr at) {
 
 Status residency(CUdeviceptr at, std::size_t size_bytes, const PageNames& names,
                  unsigned char* states) {
+  const LockGuard still(g_carrying);  // nothing moves meanwhile
   const LockGuard guard(g_entries_lock);
   const Entry* entry = entry_of(at);
   if (entry == nullptr || size_bytes == 0 ||

@@ -20,6 +20,8 @@ namespace kvmem::device {
 // Constant after install().
 extern std::size_t g_threshold_bytes __attribute__((visibility("hidden")));
 void install();
+// In a child of fork, where the driver does not work any more: nothing is held back.
+void forget();
 inline bool is_on() { return g_threshold_bytes != SIZE_MAX; }
 
 // Every call of the engine that starts work passes it; who edits page tables closes it.
@@ -56,8 +58,9 @@ void forget_stream(CUstream stream);
 // there is room for. The engine waits meanwhile, if it has work to start: 64 pages at a time.
 // kNotFound: not in one region; kUnsupported: fixed, or there is no such place; kNoMemory: no room
 // for all; kBusy: the engine's work came first, ask again.
-// `*moved` counts those that went. REQUIRES: not inside the gate.
-Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved);
+// `*moved` counts those that went, no more than `pages_max`. REQUIRES: not inside the gate.
+Status move(CUdeviceptr at, std::size_t size_bytes, DevicePlace place, std::uint32_t* moved,
+            std::uint32_t pages_max = UINT32_MAX);
 
 // The longest piece of [at, at + size_bytes), from its start, that lies in one place: what a copy
 // across both would do is not defined, so copies are made piece by piece. Cheap while nothing is in

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -11,22 +10,15 @@
 #include "client/notice.h"
 #include "client/settings.h"
 #include "region/device_entries.h"
-#include "region/host.h"
+#include "region/device_park.h"
 
 namespace kvmem::device {
 
-constinit Lock g_entries_lock;
-constinit Device g_devices[kDevicesMax] = {};
-constinit Lock g_carrying;
-constinit bool g_parked = false;
-
 namespace {
-
-constinit Carrier carriers[kDevicesMax] GUARDED_BY(g_carrying) = {};
 
 // What the keeper has been asked to do; taken all at once.
 struct Wanted {
-  bool park;
+  std::uint32_t park;  // the number of the last request; 0: none
   bool wake;
   bool tell_all;
   bool give_back;
@@ -35,82 +27,103 @@ struct Wanted {
 };
 Lock wanted_lock;
 Wanted wanted GUARDED_BY(wanted_lock);
+std::uint32_t park_requests GUARDED_BY(wanted_lock) = 0;
+sys::FutexWord parks_answered{0};  // up to this one
+std::atomic<int> park_answer{0};   // of the last one: 0 or -errno
 
-// Attempts to park that have ended, in one way or the other; and how the last one did.
-sys::FutexWord parkings{0};
-std::atomic<int> last_parking{0};  // 0 or -errno
+std::atomic<bool> room_wanted{false};  // also what is kept for a stream
+std::atomic<bool> has_thread{false};
 
 sys::FutexWord asked{0};  // counted up when there is something to do
 sys::FutexWord tried{0};  // counted up after each round
 pthread_once_t once = PTHREAD_ONCE_INIT;
-
-// A region whose pages are carried; it stays until it has been put down.
-struct Load {
-  DeviceRegion* region;
-  unsigned char* bank;
-  char tag[64];
-};
 
 Wanted take_wanted() {
   const LockGuard guard(wanted_lock);
   return std::exchange(wanted, {});
 }
 
-// --- banks ---
-
-// Memory for what is stored: a host region, or without a daemon the process's own.
-unsigned char* make_bank(std::size_t size_bytes, const char* tag) {
-  if (void* region = host::allocate(size_bytes, /*is_heap=*/true, tag); region != nullptr) {
-    return static_cast<unsigned char*>(region);
-  }
-  const long plain = sys::mmap(0, size_bytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  return sys::is_error(plain) ? nullptr : reinterpret_cast<unsigned char*>(plain);
+void answer_park(std::uint32_t request, const Status& status) {
+  if (request == 0) return;
+  park_answer.store(status.ok()                    ? 0
+                    : status.code() == Code::kBusy ? -EAGAIN
+                                                   : -ENOMEM,
+                    std::memory_order_relaxed);
+  parks_answered.store(request, std::memory_order_release);
+  sys::futex_wake(parks_answered, INT32_MAX);
 }
-void give_up_bank(unsigned char* bank, std::size_t size_bytes) {
-  if (bank == nullptr) return;
-  if (in_arena(bank)) {
-    (void)host::release(bank);
-  } else {
-    (void)sys::munmap(reinterpret_cast<std::uintptr_t>(bank), size_bytes);
-  }
+
+// What could not be done yet.
+void put_back(const Wanted& rest) {
+  answer_park(rest.park, {Code::kBusy, "the engine goes on"});
+  const LockGuard guard(wanted_lock);
+  wanted.tell_all |= rest.tell_all;
+  if (!rest.give_back || wanted.give_back) return;
+  wanted.give_back = true;
+  wanted.back = rest.back;
 }
 
 // --- burying ---
 
-// REQUIRES: the gate is closed.
-void bury_all() {
+struct Gone {
+  Gpu gpu;
+  CUdeviceptr at;
+  unsigned char* bank;
+  std::size_t size_bytes;
+};
+
+// REQUIRES: the gate is closed. What is left to do of each, where the daemon may be waited for.
+void bury_all(Array<Gone>* left) {
   for (;;) {
     Entry gone{};
-    Gpu gpu{};
     {
       const LockGuard guard(g_entries_lock);
       Array<Entry>& all = entries();
       Entry* entry =
           std::find_if(all.begin(), all.end(), [](const Entry& e) { return e.freed && !e.moving; });
       if (entry == all.end()) return;
+      if (!left->resize(left->size() + 1)) return;  // another time
       gone = *entry;
-      gpu = g_devices[gone.region->device()].gpu;
+      (*left)[left->size() - 1] = {g_devices[gone.region->device()].gpu, gone.found.begin,
+                                   gone.bank, gone.reserved_bytes};
       if (entry->spills) g_spilled.fetch_sub(1, std::memory_order_relaxed);
       std::copy(entry + 1, all.end(), entry);
       all.shrink(all.size() - 1);
     }
     if (gone.shares != 0) gone.region->set_shared();
     HeapDelete{}(gone.region);
-    give_up_bank(gone.bank, gone.reserved_bytes);
     g_freed.fetch_sub(1, std::memory_order_release);  // only now is there room
-    RegionReport what{};
-    what.address = gone.found.begin;
-    (void)report(gpu, what);
   }
+}
+void see_off(Array<Gone>& left) {
+  for (const Gone& gone : left) {
+    give_up_bank(gone.bank, gone.size_bytes);
+    RegionReport what{};
+    what.address = gone.at;
+    (void)report(gone.gpu, what);
+  }
+}
+
+// What was freed on a stream is kept for that stream until somebody needs the room.
+bool is_burial_due() {
+  if (room_wanted.exchange(false, std::memory_order_acq_rel)) return any_freed();
+  const LockGuard guard(g_entries_lock);
+  Array<Entry>& all = entries();
+  return std::any_of(all.begin(), all.end(),
+                     [](const Entry& e) { return e.freed && e.freed_on == kNoStream; });
 }
 
 // Regions that the engine has freed give addresses and memory back. False: not now.
 bool bury() {
-  if (!any_freed()) return true;
-  if (!g_gate.close(drain, nullptr).ok()) return false;
-  bury_all();
+  if (!is_burial_due()) return true;
+  if (!g_gate.close(drain, nullptr).ok()) {
+    room_wanted.store(true, std::memory_order_release);
+    return false;
+  }
+  Array<Gone> left;
+  bury_all(&left);
   g_gate.open();
+  see_off(left);
   return true;
 }
 
@@ -146,22 +159,6 @@ bool bring_home() {
 
 // --- the ledger ---
 
-// Says of each GPU what is held: no less than that can be taken away.
-void claim_held() {
-  for (int i = 0; i < kDevicesMax; ++i) {
-    DevicePool* pool = nullptr;
-    Gpu gpu{};
-    {
-      const LockGuard guard(g_entries_lock);
-      pool = g_devices[i].pool;
-      gpu = g_devices[i].gpu;
-    }
-    if (pool == nullptr) continue;
-    const std::uint64_t held = pool->stats().in_existence * pool->page_bytes();
-    pool->set_bytes_max(claim(gpu, held, held).bytes);
-  }
-}
-
 // Regions that have changed since the daemon was told, or all.
 void tell(bool all_of_them) {
   for (CUdeviceptr next = 0;;) {
@@ -189,168 +186,50 @@ void tell(bool all_of_them) {
       entry->changed = false;
       next = entry->found.begin + 1;
     }
-    if (!report(gpu, what)) return;
+    if (report(gpu, what)) continue;
+    const LockGuard guard(g_entries_lock);
+    Array<Entry>& all = entries();
+    const std::size_t i = position(what.address);
+    if (i < all.size() && all[i].found.begin == what.address) all[i].changed = true;
+    return;
   }
 }
 
-// --- parking ---
-
-// The first region from `*next` on that `wants`; it stays. False: there is none.
-template <class Wants>
-bool take_up(CUdeviceptr* next, Load* out, Wants wants) {
-  const LockGuard guard(g_entries_lock);
-  Array<Entry>& all = entries();
-  Entry* entry = std::find_if(all.begin(), all.end(), [&](const Entry& e) {
-    return e.found.begin >= *next && !e.freed && wants(e);
-  });
-  if (entry == all.end()) return false;
-  *next = entry->found.begin + 1;
-  entry->moving = true;
-  out->region = entry->region;
-  out->bank = entry->bank;
-  std::memcpy(out->tag, entry->tag, sizeof out->tag);
-  return true;
-}
-void put_down(const Load& load, const char* why) {
-  const LockGuard guard(g_entries_lock);
-  Entry& entry = entries()[position(load.region->address())];
-  entry.bank = load.bank;
-  entry.moving = false;
-  entry.why = why;
-  settle_entry(entry);
+void claim_held_of_all() {
+  for (int i = 0; i < kDevicesMax; ++i) claim_held(i);
 }
 
-DeviceRegion::Bank bank_of(const Load& load) REQUIRES(g_carrying) {
-  Carrier& carrier = carrier_of(load.region->device(), load.region->context());
-  if (carrier.staging == nullptr) {
-    const cuda::ContextScope current(load.region->context());
-    auto made = cuda::Staging::create(load.region->page_bytes());
-    if (made.ok()) carrier.staging = (*std::move(made)).release();
-  }
-  return {load.bank, carrier.staging, carrier.kernels};
-}
+// --- parked ---
 
-// Page by batch, so that a call that comes meanwhile waits for no more than one.
-Status store(Load& load) REQUIRES(g_carrying) {
-  if (load.bank == nullptr) {
-    load.bank = make_bank(load.region->size_bytes(), load.tag);
-  }
-  if (load.bank == nullptr) return {Code::kNoMemory, "no memory to keep what is parked"};
-  const DeviceRegion::Bank bank = bank_of(load);
-  if (bank.staging == nullptr) return {Code::kNoMemory, "staging memory"};
-  for (std::uint32_t page = 0; page < load.region->page_count(); page += KVMEM_BATCH_PAGES) {
-    if (g_gate.is_wanted()) return {Code::kBusy, "the engine goes on"};
-    KV_TRY(load.region->store(page, KVMEM_BATCH_PAGES, bank));
-  }
-  return {};
-}
-
-void drop_bank(Load& load) {
-  if (load.region->stored_pages() != 0 || load.bank == nullptr) return;
-  give_up_bank(std::exchange(load.bank, nullptr), load.region->size_bytes());
-}
-
-Status store_all(const char* only, const char* why) REQUIRES(g_carrying) {
-  Status status;
-  Load load{};
-  for (CUdeviceptr next = 0; status.ok() && take_up(&next, &load, [&](const Entry& e) {
-                               return !e.fixed && !e.moving && e.shares == 0 &&
-                                      (only[0] == 0 || std::strcmp(only, e.tag) == 0);
-                             });) {
-    status = store(load);
-    drop_bank(load);
-    put_down(load, why);
-  }
-  return status;
-}
-
-// False: there is no room for all.
-bool restore_all() REQUIRES(g_carrying) {
-  bool whole = true;
-  Load load{};
-  for (CUdeviceptr next = 0;
-       take_up(&next, &load, [](const Entry& e) { return e.bank != nullptr; });) {
-    (void)claim_room(load.region->device(), load.region->stored_pages());
-    const Status status = load.region->restore(0, load.region->page_count(), bank_of(load));
-    if (status.code() == Code::kCorrupt) {
-      notice("a parked page came back with other bytes; whoever touches it fails: ", status.what());
+void parked_until_wanted(const char* only, const char* why, std::uint32_t request) {
+  Status status = park(only, why);
+  answer_park(request, status);
+  if (!status.ok()) {
+    if (status.code() != Code::kBusy) {
+      notice("not parked: ", status.what(), " ", cuda::error_name(status));
     }
-    whole = whole && load.region->stored_pages() == 0;
-    drop_bank(load);
-    put_down(load, "wake");
+    return;
   }
-  return whole;
-}
-
-void trim_pools() {
-  for (int i = 0; i < kDevicesMax; ++i) {
-    DevicePool* pools[2] = {};
-    {
-      const LockGuard guard(g_entries_lock);
-      pools[0] = g_devices[i].pool;
-      pools[1] = g_devices[i].host;
-    }
-    for (DevicePool* pool : pools) {
-      if (pool != nullptr) (void)pool->trim(SIZE_MAX);
-    }
-  }
-}
-
-void ended(const Status& status) {
-  const int error = status.ok() ? 0 : status.code() == Code::kBusy ? -EAGAIN : -ENOMEM;
-  last_parking.store(error, std::memory_order_relaxed);
-  parkings.fetch_add(1, std::memory_order_release);
-  sys::futex_wake(parkings, INT32_MAX);
-}
-
-Status store_and_trim(const char* only, const char* why) REQUIRES(g_carrying) {
-  KV_TRY(store_all(only, why));
-  trim_pools();
-  claim_held();
-  return {};
-}
-
-// Until a call comes, or the daemon says so.
-void stay_parked() REQUIRES(g_carrying) {
   for (;;) {
     const std::uint32_t seen = g_gate.event();
     const Wanted also = take_wanted();
-    if (g_gate.is_wanted() || also.wake) return;
-    bury_all();
-    if (also.park) ended(store_and_trim(also.tag, "park"));
-    if (also.tell_all) claim_held();
+    if (g_gate.is_wanted() || also.wake) {
+      put_back(also);
+      break;
+    }
+    Array<Gone> left;
+    bury_all(&left);
+    see_off(left);
+    // It does nothing: whoever needs room may have all of it.
+    if (also.park != 0) answer_park(also.park, park_more(also.tag, "park"));
+    if (also.give_back) (void)park_more("", "budget");
+    if (also.tell_all) claim_held_of_all();
     tell(also.tell_all);
     tried.fetch_add(1, std::memory_order_release);
     sys::futex_wake(tried, INT32_MAX);
     g_gate.wait(seen);
   }
-}
-
-// The gate stays closed from the first page that goes to the last that is back.
-void park(const char* only, const char* why) {
-  constexpr std::uint64_t kNoRoomNs = 10'000'000;
-  constexpr int kSayAfter = 200;
-  const LockGuard alone(g_carrying);
-  Status stored = g_gate.close(drain, nullptr);
-  if (!stored.ok()) {
-    detail("not parked: ", stored.what());
-    return ended(stored);
-  }
-  g_parked = true;
-  bury_all();
-  stored = store_and_trim(only, why);
-  ended(stored);
-  if (stored.ok()) {
-    stay_parked();
-  } else if (stored.code() != Code::kBusy) {
-    notice("not parked: ", stored.what(), " ", cuda::error_name(stored));
-  }
-  for (int n = 0; !restore_all(); ++n) {
-    if (n == kSayAfter) notice("parked, and no room on the GPU to wake: the engine waits for it");
-    sys::sleep_ns(kNoRoomNs);
-  }
-  g_parked = false;
-  g_gate.open();
+  wake();
   tell(false);
 }
 
@@ -379,8 +258,9 @@ bool spill(CUdevice index, DevicePool& pool, std::uint64_t bytes) {
     }
     before = found.begin;
     std::uint32_t moved = 0;
-    const Status status = move(found.begin, std::min<std::uint64_t>(found.size_bytes, held - bytes),
-                               DevicePlace::kHost, &moved);
+    const auto pages = static_cast<std::uint32_t>((held - bytes) / pool.page_bytes());
+    const Status status =
+        move(found.begin, found.size_bytes, DevicePlace::kHost, &moved, std::max(pages, 1U));
     if (status.code() == Code::kUnsupported || status.code() == Code::kNoMemory) return false;
   }
 }
@@ -399,8 +279,8 @@ bool give_back(const wire::AgentCommand::ForGpu& to, std::uint64_t keep_bytes) {
     if (pool == nullptr || std::memcmp(gpu.uuid, to.gpu, sizeof gpu.uuid) != 0) continue;
     pool->set_bytes_max(keep_bytes);  // idle pages go
     done = spill(i, *pool, keep_bytes) && done;
+    claim_held(i);
   }
-  claim_held();
   return done;
 }
 
@@ -434,18 +314,18 @@ void* keep(void* /*unused*/) {
     const Wanted now = take_wanted();
     const bool is_buried = bury();  // first: it makes room
     const bool done = bring_home() && is_buried;
-    if (now.tell_all) claim_held();
+    if (now.tell_all) claim_held_of_all();
     tell(now.tell_all);
     const std::uint64_t idle_ns = idle.look();
     const bool is_idle = idle_ns >= kIdleEnoughNs;
     const bool is_over = now.give_back && !give_back(now.back, is_idle ? now.back.hbm_idle_bytes
                                                                        : now.back.hbm_bytes);
-    if (now.park) {
-      park(now.tag, "park");
+    if (now.park != 0) {
+      parked_until_wanted(now.tag, "park", now.park);
     } else if (is_over && is_idle) {
-      park("", "budget");
+      parked_until_wanted("", "budget", 0);
     } else if (g_settings.park_after_ns != 0 && idle_ns >= g_settings.park_after_ns) {
-      park("", "idle");
+      parked_until_wanted("", "idle", 0);
       idle.restart();
     }
     tried.fetch_add(1, std::memory_order_release);
@@ -469,7 +349,8 @@ void start() {
   pthread_t thread{};
   ::pthread_attr_init(&attributes);
   ::pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  (void)::pthread_create(&thread, &attributes, keep, nullptr);  // none: freed memory stays
+  // None: freed memory stays.
+  has_thread = ::pthread_create(&thread, &attributes, keep, nullptr) == 0;
   ::pthread_attr_destroy(&attributes);
 }
 
@@ -481,87 +362,46 @@ void ask() {
 
 }  // namespace
 
-Array<Entry>& entries() {
-  alignas(Array<Entry>) static constinit unsigned char room[sizeof(Array<Entry>)] = {};
-  // All zero bytes are an empty array; no destructor: threads allocate until the very end.
-  return *reinterpret_cast<Array<Entry>*>(room);
-}
-
-std::size_t position(CUdeviceptr at) {
-  Array<Entry>& all = entries();
-  const Entry* found = std::upper_bound(
-      all.begin(), all.end(), at,
-      [](CUdeviceptr where, const Entry& e) { return where < e.found.begin + e.reserved_bytes; });
-  return static_cast<std::size_t>(found - all.begin());
-}
-
-Carrier& carrier_of(CUdevice device, CUcontext context) {
-  Carrier& carrier = carriers[device];
-  const cuda::ContextScope current(context);
-  if (carrier.kernels == nullptr && !carrier.no_kernels) {
-    auto made = cuda::Kernels::create();
-    carrier.no_kernels = !made.ok();
-    if (made.ok()) carrier.kernels = (*std::move(made)).release();
-  }
-  return carrier;
-}
-
-void settle_entry(Entry& entry) {
-  const DeviceRegion& region = *entry.region;
-  bool spills = false;
-  for (std::uint32_t i = 0; i < region.page_count() && !spills; ++i) {
-    spills = region.page(i) == DevicePage::kMapped && region.place(i) == DevicePlace::kHost;
-  }
-  if (spills != entry.spills) g_spilled.fetch_add(spills ? 1 : -1, std::memory_order_relaxed);
-  entry.spills = spills;
-  entry.changed = true;
-  if (entry.freed || entry.shares != 0) wake_keeper();  // who shares it waits
-}
-
-Status drain(void* /*argument*/) {
-  Array<CUcontext> contexts;
-  {
-    const LockGuard guard(g_entries_lock);
-    for (const Entry& entry : entries()) {
-      const CUcontext context = entry.found.context;
-      if (std::find(contexts.begin(), contexts.end(), context) != contexts.end()) continue;
-      if (!contexts.resize(contexts.size() + 1)) return {Code::kNoMemory, "a list of contexts"};
-      contexts[contexts.size() - 1] = context;
-    }
-  }
-  for (const CUcontext context : contexts) {
-    const cuda::ContextScope current(context);
-    if (!current.status().ok()) continue;  // the engine has destroyed it, and with it its work
-    const Status status = cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize");
-    if (status.code() != Code::kPeerGone) KV_TRY(status);
-  }
-  return {};
-}
-
 bool any_freed() { return g_freed.load(std::memory_order_acquire) != 0; }
 
+void start_keeper() { ::pthread_once(&once, start); }
+
 void wake_keeper() {
-  ::pthread_once(&once, start);
+  start_keeper();
   ask();
 }
 
 void await_keeper(std::uint64_t timeout_ns) {
   const std::uint32_t seen = tried.load(std::memory_order_acquire);
+  room_wanted.store(true, std::memory_order_release);
   wake_keeper();
   sys::futex_wait_for(tried, seen, timeout_ns);
 }
+
+namespace {
+
+// The number of the request. Two that mean different memory become one for all.
+std::uint32_t want_park(const char* only) REQUIRES(wanted_lock) {
+  char tag[sizeof wanted.tag] = {};
+  std::memcpy(tag, only, ::strnlen(only, sizeof tag - 1));
+  if (wanted.park != 0 && std::strcmp(wanted.tag, tag) != 0) tag[0] = 0;
+  std::memcpy(wanted.tag, tag, sizeof tag);
+  if (++park_requests == 0) ++park_requests;
+  return wanted.park = park_requests;
+}
+
+}  // namespace
 
 int carry_out(const wire::AgentCommand& command) {
   {
     const LockGuard guard(wanted_lock);
     switch (command.op) {
       case wire::AgentOp::kPark:
-        wanted.park = true;
-        std::memcpy(wanted.tag, command.for_gpu.tag, sizeof wanted.tag - 1);
+        (void)want_park(command.for_gpu.tag);
         break;
       case wire::AgentOp::kWake:
         wanted.wake = true;
-        wanted.park = false;
+        answer_park(std::exchange(wanted.park, 0), {Code::kBusy, "to be awake"});
         break;
       case wire::AgentOp::kGiveBack:
         wanted.give_back = true;
@@ -576,15 +416,22 @@ int carry_out(const wire::AgentCommand& command) {
 }
 
 int park_and_wait(const char* only) {
-  const std::uint32_t seen = parkings.load(std::memory_order_acquire);
-  wire::AgentCommand command;
-  command.op = wire::AgentOp::kPark;
-  command.for_gpu = {};
-  if (only != nullptr) strncpy(command.for_gpu.tag, only, sizeof command.for_gpu.tag - 1);
-  (void)carry_out(command);
-  wake_keeper();
-  while (parkings.load(std::memory_order_acquire) == seen) sys::futex_wait(parkings, seen);
-  return last_parking.load(std::memory_order_relaxed);
+  start_keeper();
+  if (!has_thread) return -EAGAIN;
+  std::uint32_t request = 0;
+  {
+    const LockGuard guard(wanted_lock);
+    request = want_park(only == nullptr ? "" : only);
+  }
+  ask();
+  for (;;) {
+    const std::uint32_t answered = parks_answered.load(std::memory_order_acquire);
+    // They count up, and wrap.
+    if (static_cast<std::int32_t>(answered - request) >= 0) {
+      return park_answer.load(std::memory_order_relaxed);
+    }
+    sys::futex_wait(parks_answered, answered);
+  }
 }
 
 void tell_all() {

@@ -12,19 +12,16 @@
 //   parked  -> waking    a call is held at the gate, or the daemon asks
 //   waking  -> awake     all pages are back; the gate opens
 //
-// Any thread. Starts with the first region.
+// Any thread but the agent's where it says so: what a thread starts has its descriptors.
 #pragma once
 
 #include <cstdint>
 
 #include "wire/protocol.h"
 
-namespace kvmem {
-class DevicePool;
-}
-
 namespace kvmem::device {
 
+void start_keeper();
 // There are regions to bury, or to tell the daemon of.
 void wake_keeper();
 // The same, for an allocation that needs room: waits until the keeper has tried, or for

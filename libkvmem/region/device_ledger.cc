@@ -1,11 +1,14 @@
 #include "region/device_ledger.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include <algorithm>
 #include <atomic>
 
 #include "client/agent.h"
+#include "client/notice.h"
+#include "region/device_keeper.h"
 #include "region/table.h"
 
 namespace kvmem::device {
@@ -33,18 +36,34 @@ void name(wire::Request& request, const Gpu& gpu) {
   std::copy(gpu.uuid, gpu.uuid + 2, request.gpu);
 }
 
-}  // namespace
-
-Claim claim(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes) {
+Claim say(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes,
+          std::uint16_t flags) {
   Conversation c;
   c.request.op = wire::Op::kGpuClaim;
+  c.request.flags = flags;
   name(c.request, gpu);
   c.request.size_bytes = gpu.total_bytes;
   c.request.hbm_bytes = needed_bytes;
   c.request.hbm_wanted_bytes = wanted_bytes;
-  if (ask(c) != 0) return {wanted_bytes, false};
-  claimed.store(true, std::memory_order_relaxed);
+  const int error = ask(c);
+  if (error == -ENOTCONN || error == -EPIPE || error == -EAGAIN) {
+    detail("no kvmemd: GPU memory is shared with nobody");
+    return {wanted_bytes, false};
+  }
+  if (error != 0) return {0, false};  // refused
+  // What a daemon that came later was not told.
+  if (!claimed.exchange(true, std::memory_order_relaxed)) tell_all();
   return {std::min(c.reply.size_bytes, wanted_bytes), c.reply.others_asked != 0};
+}
+
+}  // namespace
+
+Claim claim(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes) {
+  return say(gpu, needed_bytes, wanted_bytes, 0);
+}
+
+std::uint64_t claim_existing(const Gpu& gpu, std::uint64_t bytes) {
+  return say(gpu, bytes, bytes, wire::Request::kExists).bytes;
 }
 
 bool report(const Gpu& gpu, const RegionReport& region) {

@@ -23,6 +23,9 @@ struct Claim {
 // `wanted_bytes`.
 Claim claim(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes);
 
+// Says that so much exists. Returns how much may.
+std::uint64_t claim_existing(const Gpu& gpu, std::uint64_t bytes);
+
 struct RegionReport {
   std::uint64_t address;
   std::uint64_t size_bytes;  // 0: it is gone

@@ -239,6 +239,12 @@ void DevicePool::set_bytes_max(std::uint64_t bytes) {
   wake();
 }
 
+std::uint64_t DevicePool::stop_growing() {
+  const LockGuard guard(lock_);
+  pages_max_ = std::min(pages_max_, stats_.in_existence);
+  return stats_.in_existence * page_bytes_;
+}
+
 std::uint64_t DevicePool::available() const {
   const LockGuard guard(lock_);
   return idle_.size() + pages_max_ - std::min(pages_max_, stats_.in_existence);

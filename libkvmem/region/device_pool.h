@@ -74,6 +74,8 @@ class DevicePool {
   // until one is taken.
   std::size_t trim(std::size_t count);
   void set_bytes_max(std::uint64_t bytes);
+  // From now on no more than there is; how much that is, in bytes.
+  std::uint64_t stop_growing();
   // Read and write for the device on [at, at + size_bytes), where pages of this pool are mapped.
   Status give_access(CUdeviceptr at, std::size_t size_bytes) const;
   // How many take() could have had just now.

@@ -16,6 +16,9 @@
 #include "client/notice.h"
 #include "region/host.h"
 #include "region/table.h"
+#ifdef KVMEM_WITH_CUDA
+#include "region/device_heap.h"
+#endif
 
 namespace kvmem::host {
 
@@ -90,6 +93,9 @@ void fork_parent() KV_TSA(no_thread_safety_analysis) {
 
 void fork_child() KV_TSA(no_thread_safety_analysis) {
   forget_last_thread();
+#ifdef KVMEM_WITH_CUDA
+  device::forget();
+#endif
   if (!is_prepared) return;
   is_prepared = false;
   const bool close_descriptors = is_agent_running() && forget_agent();

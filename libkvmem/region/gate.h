@@ -11,9 +11,10 @@
 //   closed  -> open     open()
 //
 // A closed gate is closed for as long as driver calls take, and nothing waits for the engine while
-// it is; or, where the engine has nothing to do, until is_wanted(). A call inside may block (a
-// synchronous copy), so closing may take as long; a call that is held meanwhile waits for no longer
-// than `patience_ns`. Between two closings all that were held get through.
+// it is. Or for longer, where the engine has nothing to do (it is parked): then who closed it opens
+// it again when is_wanted(), and a call waits until all it may touch is back. A call inside may
+// block (a synchronous copy), so closing may take as long; a call that is held while it closes
+// waits for no longer than `patience_ns`. Between two closings all that were held get through.
 //
 // One gate per process: what a thread has entered is counted per thread.
 //

@@ -109,6 +109,7 @@ struct Request {
   std::uint16_t flags = 0;
   static constexpr std::uint16_t kResume = 1;    // Hello: carry on session_id
   static constexpr std::uint16_t kReadOnly = 2;  // RegionCreate: mapped without write permission
+  static constexpr std::uint16_t kExists = 4;    // GpuClaim: it holds that much, whoever knew of it
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;

@@ -16,13 +16,13 @@ using Words = std::uint32_t*;
 }  // namespace
 
 // A kernel's name and the sizes of its parameters; its body follows.
-#define GPU_KERNEL(name, count, ...)                            \
-  extern "C" {                                                  \
-  extern const softgpu_params name##_softgpu;                   \
-  const softgpu_params name##_softgpu = {count, {__VA_ARGS__}}; \
-  void name(const softgpu_launch*, void** params);              \
-  }                                                             \
-  void name(const softgpu_launch*, [[maybe_unused]] void** params)
+#define GPU_KERNEL(name, count, ...)                                         \
+  static void name##_body(const softgpu_launch*, void** params);             \
+  extern "C" {                                                               \
+  extern const softgpu_kernel name##_softgpu;                                \
+  const softgpu_kernel name##_softgpu = {name##_body, count, {__VA_ARGS__}}; \
+  }                                                                          \
+  static void name##_body(const softgpu_launch*, [[maybe_unused]] void** params)
 
 GPU_KERNEL(gpu_empty, 0, 0) {}
 

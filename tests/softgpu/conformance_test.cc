@@ -1839,7 +1839,8 @@ TEST_F(Pools, SoftFreeingItsMemoryAtOnceWaitsForNothing) {
         (void)fill(at, kWords, 1, stream_);
         (void)cuMemFree(at);
         is_freed = true;
-        exit_with(CUDA_ERROR_ILLEGAL_ADDRESS);
+        MUST(cuCtxSynchronize(), CUDA_ERROR_ILLEGAL_ADDRESS);
+        std::_Exit(0);
       },
       testing::ExitedWithCode(0), "");
 }

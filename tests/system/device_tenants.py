@@ -160,6 +160,13 @@ def parks(daemon):
     alone.do("park", "parked")
     alone.end()
 
+    # What is not a call on the GPU wakes it too; what was freed on a stream is used again, or not.
+    engine.do("park", "parked")
+    engine.do("advise 6", "advised")
+    engine.do("check", "right")
+    engine.do("reuse 10", "reused")
+    engine.do("check", "right")
+
     # Without a word, after it has done nothing for a while.
     idle = Engine(daemon, KVMEM_PARK_AFTER="0.2")
     idle.do("hold 16 idle", "held")
@@ -191,11 +198,40 @@ def shares(daemon):
     assert daemon.sums(second)["host"] >= 32 * MIB, daemon.sums(second)
     daemon.claims()
     second.do("check", "right")
+    for engine in (first, second):
+        engine.end()
+    until("all is given back", lambda: daemon.claims() == {})
+
+    # Two that have to come back at once, and have room for one: neither waits for the other's half.
+    first, second = Engine(daemon), Engine(daemon)
+    for engine in (first, second):
+        engine.do("hold 40 a", "held")
+        engine.do("hold 40 b", "held" if engine is first else "")
+        engine.do("park", "parked")
+    for n in range(10):
+        for engine in (first, second):
+            engine.say("add")
+        for engine in (first, second):
+            assert engine.hear() == "added"
+        for engine in (first, second):
+            engine.do("check", "right")
+            time.sleep(0.5 if n == 0 else 0)
+        daemon.claims()
+        for engine in (first, second):
+            engine.do("park", "parked")
+    for engine in (first, second):
+        engine.end()
+    until("all is given back", lambda: daemon.claims() == {})
+
+    # Threads that allocate at once get what is there.
+    first = Engine(daemon, KVMEM_HBM="256M")
+    for _ in range(20):
+        first.do("threads 3 40", "all")
+    until("it holds what it claims", lambda: int(first.do("bytes", "")) <= daemon.claims()[first.pid])
     first.end()
+    until("all is given back", lambda: daemon.claims() == {})
 
     # An engine that has nowhere else to be is parked, once it is idle.
-    second.end()
-    until("all is given back", lambda: daemon.claims() == {})
     first, second = Engine(daemon), Engine(daemon)
     first.do("hold 120 a", "held")
     time.sleep(0.6)

@@ -389,9 +389,8 @@ int main(int argc, char** argv) {
   // Pages that wait to be used again are mapped once each, and nothing else is; soon after the last
   // was freed.
   const auto clean = [live] {
-    const std::uint64_t pages = live(SOFTGPU_MAPPINGS);
-    // And what the page kernels add up in, where they have been used.
-    return live(SOFTGPU_RESERVATIONS) == pages && live(SOFTGPU_HANDLES) - pages <= 1;
+    const std::uint64_t pages = live(SOFTGPU_HANDLES);
+    return live(SOFTGPU_RESERVATIONS) == pages && live(SOFTGPU_MAPPINGS) == pages;
   };
   for (int i = 0; i < 500 && !clean(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));

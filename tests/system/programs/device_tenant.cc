@@ -5,10 +5,16 @@
 //   check           copies everything out and compares it     "right BYTES" or "wrong BYTES"
 //   drop TAG        frees what has the tag                    "dropped"
 //   park TAG        by the C API                              "parked" or "error N"
+//   advise ADVICE   of all of it, a number of kvmem.h          "advised"
+//   reuse MIB       allocates on a stream, parks when it is    "reused" or "wrong BYTES"
+//                   freed there, allocates again, uses it
+//   threads N MIB   N threads allocate MIB each, and free      "all" or "full"
+//   bytes           of the device in use, by the driver        a number
 //   work MS         adds and checks parts, for so long        "worked N" or "wrong BYTES"
 // Ends with its input; exits 0 if no call failed and nothing was wrong.
 #include <cuda.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -16,23 +22,24 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kvmem.h"
 #include "tests/softgpu/softgpu.h"
 
 extern "C" {
-extern const softgpu_params tenant_add_softgpu;
-const softgpu_params tenant_add_softgpu = {3, {8, 8, 4}};
-void tenant_add(const softgpu_launch*, void** params);
-void tenant_add(const softgpu_launch*, void** params) {
+extern const softgpu_kernel tenant_add_softgpu;
+static void tenant_add_body(const softgpu_launch*, void** params) {
   auto* at = *static_cast<std::uint32_t**>(params[0]);
   const auto words = *static_cast<std::uint64_t*>(params[1]);
   const auto value = *static_cast<std::uint32_t*>(params[2]);
   for (std::uint64_t i = 0; i < words; ++i) at[i] += value;
 }
+const softgpu_kernel tenant_add_softgpu = {tenant_add_body, 3, {8, 8, 4}};
 #pragma weak kvmem_set_tag
 #pragma weak kvmem_park
+#pragma weak kvmem_advise
 }
 
 namespace {
@@ -51,6 +58,7 @@ struct Memory {
   std::uint32_t first = 0;  // word i is first + i
 };
 
+CUcontext the_context;
 CUfunction add_kernel;
 std::vector<Memory> held;
 std::uint64_t wrong_bytes = 0;
@@ -111,6 +119,58 @@ std::string answer(const std::string& command, std::istringstream& words) {
     const int error = kvmem_park(tag.empty() ? nullptr : tag.c_str());
     return error == 0 ? "parked" : "error " + std::to_string(error);
   }
+  if (command == "advise") {
+    int advice = 0;
+    words >> advice;
+    for (const Memory& memory : held) {
+      if (kvmem_advise(reinterpret_cast<void*>(memory.at), memory.words * 4,
+                       static_cast<kvmem_advice>(advice)) != 0) {
+        return "refused";
+      }
+    }
+    return "advised";
+  }
+  if (command == "reuse") {
+    std::uint64_t mib = 0;
+    words >> mib;
+    CUstream stream = nullptr;
+    Memory memory;
+    memory.words = mib << 18;
+    MUST(cuStreamCreate(&stream, CU_STREAM_DEFAULT));
+    for (int round = 0; round < 3; ++round) {
+      MUST(cuMemAllocAsync(&memory.at, mib << 20, stream));
+      MUST(cuMemsetD32Async(memory.at, 7, memory.words, stream));
+      MUST(cuStreamSynchronize(stream));
+      std::vector<std::uint32_t> host(memory.words);
+      MUST(cuMemcpyDtoH(host.data(), memory.at, mib << 20));
+      for (const std::uint32_t word : host) wrong_bytes += word == 7 ? 0 : 4;
+      if (round == 0 && kvmem_park(nullptr) != 0) return "not parked";
+      MUST(cuMemFreeAsync(memory.at, stream));
+      if (round == 1 && kvmem_park(nullptr) != 0) return "not parked";
+      MUST(cuMemsetD32(held.empty() ? 0 : held[0].at, held.empty() ? 0 : held[0].first, 1));
+    }
+    MUST(cuStreamSynchronize(stream));
+    MUST(cuStreamDestroy(stream));
+    return wrong_bytes == 0 ? "reused" : "wrong " + std::to_string(wrong_bytes);
+  }
+  if (command == "threads") {
+    std::size_t count = 0;
+    std::uint64_t mib = 0;
+    words >> count >> mib;
+    std::atomic<std::size_t> got{0};
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < count; ++i) {
+      threads.emplace_back([&got, mib] {
+        CUdeviceptr at = 0;
+        MUST(cuCtxSetCurrent(the_context));
+        if (cuMemAlloc(&at, mib << 20) == CUDA_SUCCESS) ++got;
+        if (at != 0) MUST(cuMemFree(at));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return got == count ? "all" : "full";
+  }
+  if (command == "bytes") return std::to_string(softgpu_live(SOFTGPU_DEVICE_BYTES));
   if (command == "drop") {
     std::string tag;
     words >> tag;
@@ -143,11 +203,10 @@ std::string answer(const std::string& command, std::istringstream& words) {
 }  // namespace
 
 int main() {
-  CUcontext context = nullptr;
   CUmodule module = nullptr;
   MUST(cuInit(0));
-  MUST(cuDevicePrimaryCtxRetain(&context, 0));
-  MUST(cuCtxSetCurrent(context));
+  MUST(cuDevicePrimaryCtxRetain(&the_context, 0));
+  MUST(cuCtxSetCurrent(the_context));
   MUST(cuModuleLoadData(&module, ""));
   MUST(cuModuleGetFunction(&add_kernel, module, "tenant_add"));
   for (std::string line; std::getline(std::cin, line);) {
