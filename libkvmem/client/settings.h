@@ -10,8 +10,8 @@
 //   KVMEM_GPU_CAPACITY=BYTES  with a smaller KVMEM_HBM: how much cuMemGetInfo says that each has;
 //                          what KVMEM_HBM does not grant is host memory at the same addresses
 //   KVMEM_GPU_THRESHOLD=BYTES  smallest GPU allocation that becomes a region; at least 2M
-//   KVMEM_PARK_AFTER=SECONDS  when the engine has started nothing on its GPUs for so long, they have
-//                          their memory back until it does; default: never
+//   KVMEM_PARK_AFTER=SECONDS  an engine that has done nothing on its GPUs for so long gives their
+//                          memory back until it does; default: never
 //   KVMEM_VERBOSE=1        more than one line on standard error
 //   KVMEM_USER_FAULTS_ONLY=1  accept a userfaultfd that cannot serve the kernel's own faults:
 //                          read(2) into a cold page then fails with EFAULT
