@@ -257,33 +257,18 @@ Read read_quota(const Value& value, std::uint64_t whole_bytes, std::uint64_t* ou
   return {};
 }
 
-Read read_prefetch_depth(const Value& value, const Machine&, Config& c) {
-  if (const auto* const text = std::get_if<std::string>(&value);
-      text != nullptr && *text == "auto") {
-    c.policy.prefetch_depth.reset();
-    return {};
-  }
-  std::uint32_t depth = 0;
-  if (Read fault = read_count(value, 0, 1024, &depth)) {
+// "auto": `out` is left empty.
+template <class T, class ReadOne>
+Read read_or_auto(const Value& value, std::optional<T>* out, ReadOne read) {
+  out->reset();
+  const auto* const text = std::get_if<std::string>(&value);
+  if (text != nullptr && *text == "auto") return {};
+  T one = 0;
+  if (Read fault = read(&one)) {
     fault->remedy += ", or \"auto\"";
     return fault;
   }
-  c.policy.prefetch_depth = depth;
-  return {};
-}
-
-Read read_gpu_budget(const Value& value, const Machine&, Config& c) {
-  if (const auto* const text = std::get_if<std::string>(&value);
-      text != nullptr && *text == "auto") {
-    c.gpu.budget_bytes.reset();
-    return {};
-  }
-  std::uint64_t size_bytes = 0;
-  if (Read fault = read_size(value, 0, &size_bytes)) {
-    fault->remedy += ", or \"auto\"";
-    return fault;
-  }
-  c.gpu.budget_bytes = size_bytes;
+  *out = one;
   return {};
 }
 
@@ -323,7 +308,10 @@ constexpr Field kFields[] = {
 
     {"gpu.budget", "\"auto\"", true,
      "of each GPU's own memory, what all engines together may hold: a size; \"auto\": 95 %",
-     read_gpu_budget,
+     [](const Value& v, const Machine&, Config& c) {
+       return read_or_auto(v, &c.gpu.budget_bytes,
+                           [&](std::uint64_t* bytes) { return read_size(v, 0, bytes); });
+     },
      [](const Config& c) {
        return in_quotes(c.gpu.budget_bytes ? show_size(*c.gpu.budget_bytes) : "auto");
      }},
@@ -355,7 +343,10 @@ constexpr Field kFields[] = {
 
     {"policy.prefetch_depth", "\"auto\"", false,
      "pages fetched ahead of use; 0: none; \"auto\": as deep as the disk needs",
-     read_prefetch_depth,
+     [](const Value& v, const Machine&, Config& c) {
+       return read_or_auto(v, &c.policy.prefetch_depth,
+                           [&](std::uint32_t* depth) { return read_count(v, 0, 1024, depth); });
+     },
      [](const Config& c) {
        return c.policy.prefetch_depth ? std::to_string(*c.policy.prefetch_depth)
                                       : in_quotes("auto");

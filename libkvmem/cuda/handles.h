@@ -41,6 +41,11 @@ struct StreamTraits {
 };
 // A stream of kvmem's own: of the engine's work it waits for nothing.
 using Stream = UniqueHandle<StreamTraits>;
+inline Result<Stream> make_stream() {
+  CUstream stream = nullptr;
+  KV_TRY(status_of(driver().stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
+  return Stream(stream);
+}
 
 struct PinnedTraits {
   using Value = void*;
@@ -49,6 +54,13 @@ struct PinnedTraits {
 };
 // Page-locked host memory, which the device reaches at the same address.
 using Pinned = UniqueHandle<PinnedTraits>;
+inline Result<Pinned> make_pinned(std::size_t size_bytes) {
+  void* memory = nullptr;
+  KV_TRY(status_of(driver().host_allocate(&memory, size_bytes,
+                                          CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+                   "cuMemHostAlloc"));
+  return Pinned(memory);
+}
 
 // Makes `context` current on this thread, and what was before current again.
 class ContextScope {

@@ -26,18 +26,13 @@ Result<Owned<Kernels>> Kernels::create() {
   KV_TRY(status_of(d.module_function(&hash, module, "kvmem_hash"), "cuModuleGetFunction"));
   KV_TRY(
       status_of(d.module_function(&copy_hash, module, "kvmem_copy_hash"), "cuModuleGetFunction"));
-  CUstream stream = nullptr;
-  KV_TRY(status_of(d.stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
-  Stream own(stream);
-  void* memory = nullptr;
-  KV_TRY(status_of(d.host_allocate(&memory, KVMEM_BATCH_PAGES * kPartsMax * sizeof(std::uint64_t),
-                                   CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
-                   "cuMemHostAlloc"));
-  Pinned sums(memory);
+  KV_ASSIGN_OR_RETURN(Stream stream, make_stream());
+  KV_ASSIGN_OR_RETURN(Pinned sums,
+                      make_pinned(KVMEM_BATCH_PAGES * kPartsMax * sizeof(std::uint64_t)));
   void* room = heap_room<Kernels>();
   if (room == nullptr) return Status(Code::kNoMemory, "page kernels");
   return Owned<Kernels>(
-      ::new (room) Kernels(std::move(loaded), std::move(own), std::move(sums), hash, copy_hash));
+      ::new (room) Kernels(std::move(loaded), std::move(stream), std::move(sums), hash, copy_hash));
 }
 
 Kernels::Kernels(Module module, Stream stream, Pinned sums, CUfunction hash, CUfunction copy_hash)

@@ -6,22 +6,14 @@ Result<Owned<Staging>> Staging::create(std::size_t page_bytes) {
   // Enough for a copy to run at the speed of the link, little enough to be no burden.
   constexpr std::size_t kHalfBytes = std::size_t{8} << 20;
   const std::size_t half_bytes = std::max(kHalfBytes / page_bytes, std::size_t{1}) * page_bytes;
-  const Driver& d = driver();
   const OutsideCapture outside;
-  void* memory = nullptr;
-  KV_TRY(status_of(d.host_allocate(&memory, 2 * half_bytes, CU_MEMHOSTALLOC_PORTABLE),
-                   "cuMemHostAlloc"));
-  Pinned pinned(memory);
-  Stream streams[2];
-  for (Stream& stream : streams) {
-    CUstream made = nullptr;
-    KV_TRY(status_of(d.stream_create(&made, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
-    stream.reset(made);
-  }
+  KV_ASSIGN_OR_RETURN(Pinned pinned, make_pinned(2 * half_bytes));
+  KV_ASSIGN_OR_RETURN(Stream first, make_stream());
+  KV_ASSIGN_OR_RETURN(Stream second, make_stream());
   void* room = heap_room<Staging>();
   if (room == nullptr) return Status(Code::kNoMemory, "staging memory");
-  return Owned<Staging>(::new (room) Staging(std::move(pinned), std::move(streams[0]),
-                                             std::move(streams[1]), half_bytes));
+  return Owned<Staging>(
+      ::new (room) Staging(std::move(pinned), std::move(first), std::move(second), half_bytes));
 }
 
 Staging::Staging(Pinned memory, Stream first, Stream second, std::size_t half_bytes)

@@ -189,18 +189,18 @@ Status DeviceRegion::copy_changed(Transfer& transfer, cuda::Kernels& kernels) co
 
 Status DeviceRegion::copy_all(const Transfer& transfer) const {
   const cuda::Driver& driver = cuda::driver();
-  CUstream made = nullptr;
-  KV_TRY(cuda::status_of(driver.stream_create(&made, CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
-  const cuda::Stream stream(made);
+  KV_ASSIGN_OR_RETURN(const cuda::Stream stream, cuda::make_stream());
   const Status status = in_batches(transfer, [&](const kvmem_batch& batch, std::size_t) -> Status {
     for (std::size_t i = 0; i < batch.count; ++i) {
-      KV_TRY(cuda::status_of(driver.copy_async(batch.to[i], batch.from[i], batch.page_bytes, made),
-                             "cuMemcpyDtoDAsync"));
+      KV_TRY(cuda::status_of(
+          driver.copy_async(batch.to[i], batch.from[i], batch.page_bytes, stream.get()),
+          "cuMemcpyDtoDAsync"));
     }
     return {};
   });
   // Also after an error: copies that were started still write to these pages.
-  const Status done = cuda::status_of(driver.stream_synchronize(made), "cuStreamSynchronize");
+  const Status done =
+      cuda::status_of(driver.stream_synchronize(stream.get()), "cuStreamSynchronize");
   return status.ok() ? done : status;
 }
 

@@ -39,6 +39,14 @@ def copy_bytes_per_s(size: int) -> float:
     return size / seconds
 
 
+def until(what: str, condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > end:
+            sys.exit(f"park: gave up waiting until {what}")
+        time.sleep(0.01)
+
+
 def one_round(work: str, mib: int) -> tuple[float, float]:
     socket = f"{work}/sock"
     daemon = subprocess.Popen([BUILD / "bin/kvmemd", "--socket", socket, "--runtime-dir", work,
@@ -46,8 +54,7 @@ def one_round(work: str, mib: int) -> tuple[float, float]:
     env = {**os.environ, "LD_PRELOAD": str(BUILD / "lib/libkvmem.so"), "KVMEM_SOCKET": socket,
            "LD_LIBRARY_PATH": str(BUILD / "lib/softgpu"), "KVMEM_DEVICE": "1", "SOFTGPU": "late_us=0"}
     try:
-        while not os.path.exists(socket):
-            time.sleep(0.01)
+        until("the daemon listens", lambda: os.path.exists(socket))
         engine = subprocess.Popen([BUILD / "programs/device_tenant"], env=env, text=True, bufsize=1,
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -65,7 +72,8 @@ def one_round(work: str, mib: int) -> tuple[float, float]:
             return mib * MIB / seconds
 
         assert do(f"hold {mib} all").startswith("held")
-        time.sleep(0.2)  # the daemon has been told
+        until("the daemon has been told", lambda: str(engine.pid) in subprocess.run(
+            [BUILD / "bin/kvmemctl", "--socket", socket, "regions"], stdout=subprocess.PIPE, text=True).stdout)
         speeds = ctl("park"), ctl("wake")
         if not do("check").startswith("right"):
             sys.exit("park: what came back is not what left")
