@@ -177,10 +177,13 @@ json gpus_json(Server& server, const os::Peer& peer) {
       if (session->id == 0 || held == 0 || !may_see(peer, session->peer.uid)) continue;
       holders.push_back({{"pid", session->pid}, {"tag", session->tag}, {"claimed_bytes", held}});
     }
+    std::uint64_t absent_bytes = 0;
+    for (const std::uint64_t id : server.orphans()) absent_bytes += gpu.claims.held_by(id);
     out.push_back({{"gpu", uuid_text(uuid)},
                    {"total_bytes", gpu.total_bytes},
                    {"budget_bytes", gpu.claims.budget_bytes()},
                    {"claimed_bytes", gpu.claims.claimed_bytes()},
+                   {"absent_bytes", absent_bytes},  // of engines that are not back yet
                    {"engines", gpu.claims.holders()},
                    {"holders", holders}});
   }

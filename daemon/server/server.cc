@@ -30,7 +30,6 @@ constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
 constexpr std::size_t kGpusMax = 4096;
-constexpr std::ptrdiff_t kGpusOfSessionMax = 64;
 constexpr std::ptrdiff_t kSessionlessMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
@@ -92,16 +91,14 @@ Reply refuse(int error, const char* message) {
 Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config)
     : loop_(loop),
       listener_(std::move(listener)),
-      runtime_dir_(std::move(runtime_dir)),
+      leases_(std::move(runtime_dir) + "/leases"),
       config_(std::move(config)),
       started_ns_(os::now_ns()) {}
 
 Server::~Server() { stop(); }
 
 Status Server::start() {
-  if (::mkdir((runtime_dir_ + "/leases").c_str(), 0700) != 0 && errno != EEXIST) {
-    return Status::from_errno("mkdir: leases in the runtime directory");
-  }
+  KV_TRY(leases_.create_folder());
   if (auto device = os::open_userfault_device(); device.ok()) {
     userfault_device_ = *std::move(device);
   } else {
@@ -110,7 +107,7 @@ Status Server::start() {
         "udev rule or run "
         "kvmemd as root");
   }
-  orphans_ = loop_.recovered_sessions();
+  find_orphans();
   loop_.set_engine_hand(this);
   accept_watch_.start(
       loop_.ring(), listener_.get(), this,
@@ -195,12 +192,9 @@ void Server::end(Session& session, const char* why) {
     session.pending.clear();
     if (session.id != 0) {
       loop_.release_unclaimed(session.id);
-      (void)::unlink(lease_path(session.id).c_str());
+      leases_.remove(session.id);
     }
-    for (auto it = gpus_.begin(); it != gpus_.end();) {
-      it->second.claims.forget(session.id);
-      it = it->second.claims.holders() == 0 ? gpus_.erase(it) : std::next(it);
-    }
+    forget_claims(session.id);
   }
   session.socket_watch.stop();
   session.faults.stop();
@@ -320,27 +314,6 @@ void Server::reply(Session& session, Reply answer, const std::vector<UniqueFd>& 
     end(session, status.code() == Code::kPeerGone ? nullptr : "it does not read its answers");
 }
 
-std::string Server::lease_path(std::uint64_t session_id) const {
-  char name[32];
-  std::snprintf(name, sizeof name, "%016" PRIx64, session_id);
-  return runtime_dir_ + "/leases/" + name;
-}
-
-Status Server::make_lease(std::uint64_t session_id, UniqueFd& lease) {
-  lease = UniqueFd(
-      ::open(lease_path(session_id).c_str(), O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
-  if (!lease) return Status::from_errno("open: lease");
-  // The lock belongs to the open file description, which the engine will hold.
-  if (::flock(lease.get(), LOCK_SH | LOCK_NB) != 0) return Status::from_errno("flock: lease");
-  return {};
-}
-
-bool Server::lease_held(std::uint64_t session_id) const {
-  UniqueFd lease(::open(lease_path(session_id).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!lease) return errno != ENOENT;  // when in doubt, an engine lives
-  return ::flock(lease.get(), LOCK_EX | LOCK_NB) != 0;
-}
-
 Reply Server::hello(Session& session, const Request& request, os::Received& received,
                     std::vector<UniqueFd>& fds) {
   if (session.id != 0) return refuse(EALREADY, "this connection has a session");
@@ -349,11 +322,7 @@ Reply Server::hello(Session& session, const Request& request, os::Received& rece
   UniqueFd lease;
   if ((request.flags & Request::kResume) != 0) {
     // The lease proves that this is the session it says it is.
-    struct stat mine {};
-    struct stat known {};
-    if (received.fd_count != 1 || ::fstat(received.fds[0].get(), &mine) != 0 ||
-        ::stat(lease_path(request.session_id).c_str(), &known) != 0 ||
-        mine.st_ino != known.st_ino || mine.st_dev != known.st_dev) {
+    if (received.fd_count != 1 || !leases_.is_lease(request.session_id, received.fds[0].get())) {
       return refuse(
           ESTALE,
           "this daemon does not know the session: it did not use the same runtime directory");
@@ -374,10 +343,12 @@ Reply Server::hello(Session& session, const Request& request, os::Received& rece
       return refuse(EUSERS, "too many sessions of this user: raise quota.sessions_max");
     }
     session.id = random_nonzero();
-    if (const Status status = make_lease(session.id, lease); !status.ok()) {
+    auto made = leases_.make(session.id);
+    if (!made.ok()) {
       session.id = 0;
-      return refuse_status(status);
+      return refuse_status(made.status());
     }
+    lease = *std::move(made);
     ++totals_.sessions;
   }
   Reply answer;
@@ -797,32 +768,74 @@ void Server::apply(const config::Config& config) {
   for (auto& [uuid, gpu] : gpus_) gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
 }
 
+std::map<GpuUuid, Server::GpuLedger>::iterator Server::add_gpu(const GpuUuid& uuid,
+                                                               std::uint64_t total_bytes) {
+  const auto it = gpus_.emplace(uuid, GpuLedger{}).first;
+  it->second.total_bytes = total_bytes;
+  it->second.claims.set_budget(gpu_budget(total_bytes));
+  return it;
+}
+
+std::vector<GpuGrant> Server::grants_of(std::uint64_t session_id) const {
+  std::vector<GpuGrant> grants;
+  for (const auto& [uuid, gpu] : gpus_) {
+    const std::uint64_t held = gpu.claims.held_by(session_id);
+    if (held != 0) grants.push_back({uuid, gpu.total_bytes, held});
+  }
+  return grants;
+}
+
+void Server::forget_claims(std::uint64_t session_id) {
+  for (auto it = gpus_.begin(); it != gpus_.end();) {
+    it->second.claims.forget(session_id);
+    it = it->second.claims.holders() == 0 ? gpus_.erase(it) : std::next(it);
+  }
+}
+
+void Server::find_orphans() {
+  orphans_ = loop_.recovered_sessions();
+  for (const std::uint64_t id : leases_.sessions()) {
+    const bool has_records = std::find(orphans_.begin(), orphans_.end(), id) != orphans_.end();
+    if (!leases_.is_held(id)) {
+      if (!has_records) leases_.remove(id);  // else housekeep() does it
+      continue;
+    }
+    if (!has_records) orphans_.push_back(id);
+    for (const GpuGrant& grant : leases_.noted(id)) {
+      auto it = gpus_.find(grant.gpu);
+      if (it == gpus_.end()) {
+        if (gpus_.size() >= kGpusMax || grant.claimed_bytes == 0) continue;
+        it = add_gpu(grant.gpu, grant.total_bytes);
+      }
+      it->second.claims.record(id, grant.claimed_bytes);
+    }
+  }
+}
+
 Reply Server::gpu_claim(Session& session, const Request& request) {
   constexpr std::uint64_t kAskEveryNs = 20'000'000;
   const GpuUuid uuid{request.gpu[0], request.gpu[1]};
   auto it = gpus_.find(uuid);
   if (it == gpus_.end()) {
     if (request.hbm_wanted_bytes == 0) return {};
-    const auto own = std::count_if(gpus_.begin(), gpus_.end(), [&](const auto& gpu) {
-      return gpu.second.claims.held_by(session.id) != 0;
-    });
-    if (own >= kGpusOfSessionMax || gpus_.size() >= kGpusMax) {
+    if (grants_of(session.id).size() >= kGpusOfSessionMax || gpus_.size() >= kGpusMax) {
       return refuse(EDQUOT, "too many GPUs");
     }
-    it = gpus_.emplace(uuid, GpuLedger{}).first;
-    it->second.total_bytes = request.size_bytes;
-    it->second.claims.set_budget(gpu_budget(request.size_bytes));
+    it = add_gpu(uuid, request.size_bytes);
   }
   GpuLedger& gpu = it->second;
   if (request.size_bytes < gpu.total_bytes) {  // whichever is wrong: the GPU has no less
     gpu.total_bytes = request.size_bytes;
     gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
   }
+  const std::uint64_t before = gpu.claims.held_by(session.id);
   if ((request.flags & Request::kExists) != 0) {
     gpu.claims.record(session.id, request.hbm_bytes);
   }
   const policy::Ledger::Answer answer =
       gpu.claims.claim(session.id, request.hbm_bytes, request.hbm_wanted_bytes);
+  // Before the engine knows: should this daemon die, nobody is granted it by the next one.
+  if (answer.granted_bytes != before) leases_.note(session.id, grants_of(session.id));
   const std::uint64_t now = os::now_ns();
   for (const policy::Ledger::Answer::Asked& asked : answer.asked) {
     for (auto& [number, other] : sessions_) {
@@ -943,9 +956,10 @@ void Server::housekeep(std::uint64_t now_ns) {
   }
   for (const std::uint64_t token : expired) drop_fork(token);
   std::erase_if(orphans_, [&](std::uint64_t id) {
-    if (lease_held(id)) return false;
+    if (leases_.is_held(id)) return false;
     loop_.release_unclaimed(id);
-    (void)::unlink(lease_path(id).c_str());
+    forget_claims(id);
+    leases_.remove(id);
     return true;
   });
 }

@@ -18,6 +18,7 @@
 #include "loop/loop.h"
 #include "os/timer.h"
 #include "policy/ledger.h"
+#include "server/lease.h"
 #include "server/session.h"
 
 namespace kvmem::server {
@@ -56,6 +57,7 @@ class Server final : private loop::EngineHand {
     policy::Ledger claims;          // by session id
   };
   const std::map<GpuUuid, GpuLedger>& gpus() const { return gpus_; }
+  const std::vector<std::uint64_t>& orphans() const { return orphans_; }
   // Has the engines that `request` means, by `pid` or `tag`, park or wake, of those that `peer` may
   // act on. How many were told.
   std::uint32_t tell_engines(const os::Peer& peer, const wire::Request& request);
@@ -87,6 +89,10 @@ class Server final : private loop::EngineHand {
   wire::Reply gpu_claim(Session& session, const wire::Request& request);
   wire::Reply gpu_region(Session& session, const wire::Request& request);
   std::uint64_t gpu_budget(std::uint64_t total_bytes) const;
+  std::map<GpuUuid, GpuLedger>::iterator add_gpu(const GpuUuid& uuid, std::uint64_t total_bytes);
+  std::vector<GpuGrant> grants_of(std::uint64_t session_id) const;
+  void forget_claims(std::uint64_t session_id);
+  void find_orphans();
   wire::Reply control(Session& session, const wire::Request& request, std::vector<UniqueFd>& fds);
 
   Result<migrate::View*> checked_range(Session& session, const wire::Request& request);
@@ -97,9 +103,6 @@ class Server final : private loop::EngineHand {
   void reply(Session& session, wire::Reply reply, const std::vector<UniqueFd>& fds = {});
   void drop_fork(std::uint64_t token);
   std::uint64_t regions_of(std::uint32_t uid) const;
-  Status make_lease(std::uint64_t session_id, UniqueFd& lease);
-  bool lease_held(std::uint64_t session_id) const;
-  std::string lease_path(std::uint64_t session_id) const;
 
   void unmap(migrate::View& view, std::uint32_t page) override;
   void flush() override;
@@ -110,7 +113,7 @@ class Server final : private loop::EngineHand {
   UniqueFd listener_;
   os::Watch accept_watch_;
   UniqueFd userfault_device_;
-  std::string runtime_dir_;
+  const Leases leases_;
   config::Config config_;
   std::map<std::uint64_t, std::unique_ptr<Session>> sessions_;  // by connection number
   std::uint64_t next_connection_ = 1;

@@ -14,7 +14,12 @@
 namespace kvmem::device {
 namespace {
 
+// What nobody answers for is not taken at once: a daemon that is started again is back by then.
+constexpr std::uint64_t kDaemonAwayNs = 3'000'000'000;
+constexpr std::uint64_t kAskAgainNs = 10'000'000;
+
 std::atomic<bool> claimed{false};
+std::atomic<bool> is_alone{false};  // the daemon was waited for in vain
 
 struct Conversation {
   wire::Request request;
@@ -36,6 +41,8 @@ void name(wire::Request& request, const Gpu& gpu) {
   std::copy(gpu.uuid, gpu.uuid + 2, request.gpu);
 }
 
+bool is_away(int error) { return error == -ENOTCONN || error == -EPIPE; }
+
 Claim say(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes,
           std::uint16_t flags) {
   Conversation c;
@@ -45,11 +52,20 @@ Claim say(const Gpu& gpu, std::uint64_t needed_bytes, std::uint64_t wanted_bytes
   c.request.size_bytes = gpu.total_bytes;
   c.request.hbm_bytes = needed_bytes;
   c.request.hbm_wanted_bytes = wanted_bytes;
-  const int error = ask(c);
-  if (error == -ENOTCONN || error == -EPIPE || error == -EAGAIN) {
+  const bool waits = (flags & wire::Request::kExists) == 0 && has_claims() &&
+                     !is_alone.load(std::memory_order_relaxed);
+  const std::uint64_t give_up_ns = sys::now_ns() + (waits ? kDaemonAwayNs : 0);
+  int error = ask(c);
+  while (is_away(error) && sys::now_ns() < give_up_ns) {
+    sys::sleep_ns(kAskAgainNs);
+    error = ask(c);
+  }
+  if (is_away(error) || error == -EAGAIN) {
+    if (waits) is_alone.store(true, std::memory_order_relaxed);
     detail("no kvmemd: GPU memory is shared with nobody");
     return {wanted_bytes, false};
   }
+  is_alone.store(false, std::memory_order_relaxed);
   if (error != 0) return {0, false};  // refused
   // What a daemon that came later was not told.
   if (!claimed.exchange(true, std::memory_order_relaxed)) tell_all();

@@ -2,7 +2,8 @@
 // others, and what it tells the daemon of its regions there.
 //
 // Any thread; calls wait for the agent, and it for the daemon. Without a daemon the process has its
-// GPUs to itself.
+// GPUs to itself; one that has had a daemon waits for the next for a few seconds, once, before it
+// takes more than it was granted.
 #pragma once
 
 #include <cstddef>

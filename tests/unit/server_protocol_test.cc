@@ -16,6 +16,7 @@
 #include <random>
 #include <thread>
 
+#include "os/clock.h"
 #include "os/socket.h"
 #include "server/server.h"
 #include "tests/unit/fake_engine.h"
@@ -140,11 +141,13 @@ class ServerProtocol : public ::testing::Test {
         struct Tick {
           os::Timer* timer;
           os::Ring* ring;
+          server::Server* server;
           static void fired(void* self) {
             auto* t = static_cast<Tick*>(self);
+            t->server->housekeep(os::now_ns());
             t->timer->start(*t->ring, 20'000'000, t, &fired);
           }
-        } state{&tick, &(*loop)->ring()};
+        } state{&tick, &(*loop)->ring(), &server};
         tick.start((*loop)->ring(), 20'000'000, &state, &Tick::fired);
         ready.store(true);
         while (!stop_.load()) {
@@ -182,14 +185,17 @@ class ServerProtocol : public ::testing::Test {
     EXPECT_FALSE(welcome.fds.empty());
     if (!welcome.fds.empty()) engine->lease = std::move(welcome.fds.back());
     engine->session_id = welcome.reply.session_id;
+    arm(*engine, userfault);
+    return engine;
+  }
+  void arm(Engine& engine, int userfault) {
     int pair[2];
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    engine->agent = UniqueFd(pair[0]);
+    engine.agent = UniqueFd(pair[0]);
     UniqueFd theirs(pair[1]);
-    Request arm;
-    arm.op = Op::kArm;
-    EXPECT_EQ(engine->client.ask(arm, {userfault, theirs.get()}).reply.error, 0);
-    return engine;
+    Request request;
+    request.op = Op::kArm;
+    EXPECT_EQ(engine.client.ask(request, {userfault, theirs.get()}).reply.error, 0);
   }
 
   json status() {
@@ -468,6 +474,45 @@ TEST_F(ServerProtocol, EnginesShareAGpu) {
   EXPECT_EQ(claim(*first, 950, 950).first, 950U);
   EXPECT_EQ(claim(*first, 0, 0).first, 0U);
   EXPECT_TRUE(status()["gpus"].empty());
+}
+
+// What an engine may hold is still its own while it has not come back to a new daemon, and nobody's
+// once it is dead.
+TEST_F(ServerProtocol, AGrantOutlivesTheDaemon) {
+  const auto claim = [&](Engine& engine, std::uint64_t bytes, std::uint16_t flags = 0) {
+    Request request;
+    request.op = Op::kGpuClaim;
+    request.flags = flags;
+    request.gpu[0] = 7;
+    request.size_bytes = 1000 << 20;
+    request.hbm_bytes = request.hbm_wanted_bytes = bytes << 20;
+    return engine.client.ask(request).reply.size_bytes >> 20;
+  };
+  auto first = open_session(userfault_.get());
+  auto second = open_session(userfault_.get());
+  EXPECT_EQ(claim(*first, 600), 600U);
+  EXPECT_EQ(claim(*first, 500), 500U);
+  EXPECT_EQ(claim(*second, 300), 300U);
+  stop();
+  start();
+  EXPECT_EQ(status()["gpus"][0]["claimed_bytes"], 800 << 20);
+  EXPECT_EQ(status()["gpus"][0]["absent_bytes"], 800 << 20);
+  auto third = open_session(make_userfault().get());
+  EXPECT_EQ(claim(*third, 400), 150U);
+
+  first->client = Client(socket_path_);
+  Request hello;
+  hello.op = Op::kHello;
+  hello.flags = Request::kResume;
+  hello.session_id = first->session_id;
+  ASSERT_EQ(first->client.ask(hello, {first->lease.get()}).reply.error, 0);
+  arm(*first, userfault_.get());
+  EXPECT_EQ(claim(*first, 500, Request::kExists), 500U);
+  EXPECT_EQ(status()["gpus"][0]["absent_bytes"], 300 << 20);
+  EXPECT_EQ(claim(*third, 400), 150U);
+  second->lease.reset();  // it is dead
+  for (int n = 0; n < 6000 && status()["gpus"][0]["absent_bytes"] != 0; ++n) ::usleep(10'000);
+  EXPECT_EQ(claim(*third, 400), 400U);
 }
 
 TEST_F(ServerProtocol, IdleConnectionsAreBoundedAndCostNoSession) {
