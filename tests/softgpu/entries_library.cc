@@ -10,7 +10,7 @@ using namespace softgpu;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
-std::unordered_map<CUlibrary, std::unique_ptr<Module>> libraries;  // under state_mu
+auto& libraries = *new std::unordered_map<CUlibrary, std::unique_ptr<Module>>;  // under state_mu
 
 CUfunction function_of(CUkernel kernel) { return reinterpret_cast<CUfunction>(kernel); }
 

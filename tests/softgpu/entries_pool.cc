@@ -31,9 +31,9 @@ struct Block {
 };
 
 std::mutex pool_mu;  // for all of these
-std::unordered_map<Pool*, std::unique_ptr<Pool>> pools;
-std::unordered_map<CUdeviceptr, Block> blocks;
-std::unordered_set<CUdeviceptr> graph_memory;
+auto& pools = *new std::unordered_map<Pool*, std::unique_ptr<Pool>>;
+auto& blocks = *new std::unordered_map<CUdeviceptr, Block>;
+auto& graph_memory = *new std::unordered_set<CUdeviceptr>;
 Pool* current_pool = nullptr;  // null: the default
 
 Pool& default_pool() {

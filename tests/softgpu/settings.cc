@@ -65,8 +65,8 @@ Settings read() {
 }  // namespace
 
 const Settings& settings() {
-  static const Settings kSettings = read();
-  return kSettings;
+  static const auto* const kSettings = new Settings(read());
+  return *kSettings;
 }
 
 }  // namespace softgpu

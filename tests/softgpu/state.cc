@@ -9,9 +9,11 @@
 namespace softgpu {
 
 std::mutex state_mu;
-std::unordered_set<Graph*> graphs;
-std::unordered_set<GraphExec*> graph_execs;
-std::unordered_set<Context*> contexts;
+// Never destroyed, like all the driver's state: an engine's threads may be inside it when the
+// process ends.
+std::unordered_set<Graph*>& graphs = *new std::unordered_set<Graph*>;
+std::unordered_set<GraphExec*>& graph_execs = *new std::unordered_set<GraphExec*>;
+std::unordered_set<Context*>& contexts = *new std::unordered_set<Context*>;
 
 namespace {
 

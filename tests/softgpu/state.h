@@ -89,9 +89,9 @@ struct Context {
 };
 
 extern std::mutex state_mu;
-extern std::unordered_set<Graph*> graphs;
-extern std::unordered_set<GraphExec*> graph_execs;
-extern std::unordered_set<Context*> contexts;
+extern std::unordered_set<Graph*>& graphs;
+extern std::unordered_set<GraphExec*>& graph_execs;
+extern std::unordered_set<Context*>& contexts;
 
 bool initialized();
 void initialize();
