@@ -2,7 +2,8 @@
 """The engine benchmark: an unmodified engine with 40 % of its weights and KV cache in DRAM.
 
   dense   bytes read per token against the clairvoyant minimum, tokens/s against the engine's own
-          mmap in a memory cgroup of the same size and against what the disk allows
+          mmap in a memory cgroup of the same size, against what the disk allows, and against a
+          program made to stream the same pages beside the same computation
   moe     bytes read per token and tokens/s against the kernel's page cache in the same cgroup
 
 The clairvoyant minimum of a cyclic access to N pages with C of them in DRAM is N - C pages a cycle.
@@ -28,9 +29,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
+BUILD = Path(os.environ.get("KVMEM_BUILD", ROOT / "build" / "release"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kvmem"
 PAGE = 2 << 20
 CANNOT = 77
+THREADS = 2  # of the engine, when it is measured
 
 # What each case runs. Tokens: enough for the steady part to see each page several times.
 CASES = {
@@ -124,7 +127,7 @@ class Case:
                      "--store-size", str(self.size["weights_bytes"] + 2 * self.size["kv_bytes"] + (1 << 30))]
         try:
             text = self.call("measure.py", mode, self.model, "--n-predict", str(self.tokens),
-                             "--warm", str(self.warm), "--n-ctx", str(self.args.n_ctx), *extra)
+                             "--warm", str(self.warm), "--threads", str(THREADS), "--n-ctx", str(self.args.n_ctx), *extra)
         finally:
             if mode == "kvmem":
                 store.unlink(missing_ok=True)
@@ -143,6 +146,16 @@ class Case:
         kv = 2 * s["layers"] * -(-slab // PAGE)
         return max(0, weights + kv - self.dram // PAGE) * PAGE
 
+    def streamed(self) -> float:
+        """tokens/s of bench_engine_stream: as many pages read per token as the clairvoyant minimum,
+        and as long computed with each as the engine does without a limit."""
+        pages = os.path.getsize(self.model) // PAGE
+        per_page_ns = int(1e9 / self.plain["steady_tokens_per_s"] / pages)
+        got = subprocess.run([str(BUILD / "bin" / "bench_engine_stream"), self.model,
+                              str(pages - self.minimum_bytes() // PAGE), str(self.tokens), str(THREADS),
+                              str(per_page_ns)], stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(got.stdout)["tokens_per_s"]
+
     def pairs(self) -> list[dict]:
         out = []
         for i in range(self.args.pairs):
@@ -156,6 +169,9 @@ class Case:
             for run in (peer, ours):
                 self.same &= run["digest"] == self.plain["digest"]
             out.append({"peer": peer, "ours": ours, "disk": statistics.mean(disk[1:])})
+            if self.name == "dense" and self.minimum_bytes() > 0:
+                out[-1]["streamed"] = self.streamed()
+                say(f"  dense streamed: {out[-1]['streamed']:.2f} tokens/s")
         return out
 
 
@@ -190,6 +206,9 @@ def run_case(case: Case) -> None:
              [(o["steady_read_bytes"], least) for o in ours])
         emit(case, "tokens/s, against the disk", "1/s",
              [(o["steady_tokens_per_s"], a) for o, a in zip(ours, allowed)])
+        if "streamed" in pairs[0]:
+            emit(case, "tokens/s, against a program that only streams", "1/s",
+                 [(p["ours"]["steady_tokens_per_s"], p["streamed"]) for p in pairs])
     emit(case, "tokens/s, against no limit", "1/s",
          [(o["steady_tokens_per_s"], case.plain["steady_tokens_per_s"]) for o in ours])
     if all("device_read_bytes" in o for o in ours):

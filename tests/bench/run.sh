@@ -9,7 +9,7 @@
 #
 # A benchmark is NAME.sh or NAME.py here, or the program build/release/bin/bench_NAME. It is called
 # with its options and --json and prints those objects; it exits 77 where it cannot run. Every target
-# whose name starts with bench_NAME is built first.
+# whose name starts with bench_NAME is built first; a bench_NAME_x is a part of NAME.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -22,7 +22,7 @@ list() {
     f=${f##*/}
     f=${f%.*}
     f=${f#bench_}
-    case $f in run | table) ;; *) echo "$f" ;; esac
+    case $f in run | table | *_*) ;; *) echo "$f" ;; esac
   done | sort -u
 }
 
