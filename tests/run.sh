@@ -104,8 +104,8 @@ step_release() {
 
 sanitized() { # PRESET
   if build "$1" unit_tests; then pass; else fail "$1: build"; return; fi
-  # The planner's simulations are long, of one thread, and judged by their figures in release.
-  count "$1" -L unit -E '^unit\.(Sizes/Dense|Shapes/Moe)'
+  # Simulations are long, of one thread, and judged by their figures in release.
+  count "$1" -L unit -E '^unit\.(Sizes/Dense|Shapes/Moe|HitRates)'
 }
 step_asan() { sanitized asan; }
 step_tsan() { sanitized tsan; }

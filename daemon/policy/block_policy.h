@@ -1,0 +1,60 @@
+// BlockPolicy: which blocks of KV cache stay. Requests in, residency out; no clock, no I/O, no
+// bytes: the daemon's block cache, the simulator and the replay run the same code.
+//
+// A request is a path of blocks from the start of its prompt. A block's key stands for all blocks
+// before it too (chained hashes), so a block is of use only while its prefix is resident. What is
+// counted is the *prefix hit*: the leading run of the path that is resident.
+//
+// Keys are 64 bits of the block's 128: two blocks that share them would be judged as one, and
+// nothing worse.
+//
+// One thread. Memory is bounded by the capacity (`state_blocks_max`).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace kvmem::policy {
+
+using BlockKey = std::uint64_t;
+
+struct BlockRequest {
+  std::uint64_t time_ms = 0;  // never less than the request's before it
+  std::span<const BlockKey> path;
+  // The last block is not full: when its sequence grows, another block stands in its place.
+  bool tail_is_partial = true;
+  std::uint32_t input_tokens = 0;
+  std::uint32_t output_tokens = 0;  // 0: not known yet
+};
+
+class BlockPolicy {
+ public:
+  virtual ~BlockPolicy() = default;
+
+  // How many blocks of the path's start are resident.
+  virtual std::size_t resident_run(std::span<const BlockKey> path) const = 0;
+  // The request has been served: its blocks are resident from now on, except those that are not
+  // worth it. Blocks that are resident no longer, or were not admitted, are appended to `gone`.
+  virtual void serve(const BlockRequest& request, std::vector<BlockKey>* gone) = 0;
+
+  virtual std::size_t resident_blocks() const = 0;  // <= the capacity
+  virtual std::size_t known_blocks() const = 0;     // resident, or remembered
+  // Throws nothing and stops the process (KV_CHECK) where the structures contradict each other.
+  virtual void validate() const = 0;
+
+ protected:
+  BlockPolicy() = default;
+  BlockPolicy(const BlockPolicy&) = default;
+  BlockPolicy& operator=(const BlockPolicy&) = default;
+};
+
+// By name: "kvmem", "lru", "lfu-da", "arc", "s3fifo". Null: there is none of that name.
+std::unique_ptr<BlockPolicy> make_block_policy(std::string_view name, std::size_t capacity_blocks);
+// For messages: the names, separated by commas.
+std::string_view block_policy_names();
+
+}  // namespace kvmem::policy
