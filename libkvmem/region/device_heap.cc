@@ -127,10 +127,8 @@ CUresult code_of(const Status& status) {
 }
 
 // The first pages on the device, as far as it has room, the rest in host memory.
-Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
+Status map_split(DeviceRegion& region, DevicePool& pool) {
   const std::uint32_t count = region.page_count();
-  Status mapped = region.map(0, count);
-  if (mapped.ok() || mapped.code() != Code::kNoMemory || !has_host) return mapped;
   // Other threads allocate too: what there was room for may be gone.
   std::uint32_t on_device = 0;
   for (std::uint64_t room = pool.available(); room > 0; room /= 2) {
@@ -138,6 +136,28 @@ Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
     if (region.map(on_device, more).ok()) on_device += more;
   }
   return region.map(on_device, count - on_device, DevicePlace::kHost);
+}
+
+// All of it on the device, or where that has no room also in host memory, if there is any.
+Status map_all(DeviceRegion& region, DevicePool& pool, bool has_host) {
+  const std::uint32_t count = region.page_count();
+  // Rather wait for what is being freed than live in host memory.
+  await_room(region.device(), pool, count);
+  Status mapped = region.map(0, count);
+  // Between the two another thread may have taken what was claimed, or the claim have been set
+  // anew; or the device may be full although the budget is not (the driver says so).
+  for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory; ++n) {
+    const bool is_full = mapped.detail() != 0;
+    if (is_full && has_host) break;
+    if (is_full && any_freed()) {
+      await_keeper(kTryNs);
+    } else {
+      await_room(region.device(), pool, count);
+      if (pool.available() < count) break;
+    }
+    mapped = region.map(0, count);
+  }
+  return mapped.code() == Code::kNoMemory && has_host ? map_split(region, pool) : mapped;
 }
 
 // What is asked to move, and how far that is.
@@ -311,20 +331,7 @@ CUresult allocate(CUdeviceptr* out, std::size_t size_bytes) {
   if (!made.ok()) return code_of(made.status());
   Owned<DeviceRegion> region = *std::move(made);
   // Nobody knows the addresses yet: no gate is needed.
-  // Rather wait for what is being freed than live in host memory.
-  await_room(device, *pool, region->page_count());
-  Status mapped = map_all(*region, *pool, host != nullptr);
-  // The device may be full although the budget is not; or another thread has taken what was
-  // claimed.
-  for (int n = 0; n < kTriesMax && mapped.code() == Code::kNoMemory; ++n) {
-    if (any_freed()) {
-      await_keeper(kTryNs);
-    } else {
-      await_room(device, *pool, region->page_count());
-      if (pool->available() < region->page_count()) break;
-    }
-    mapped = map_all(*region, *pool, host != nullptr);
-  }
+  const Status mapped = map_all(*region, *pool, host != nullptr);
   if (!mapped.ok()) return code_of(mapped);
   Entry entry{};
   entry.found = {region->address(), size_bytes, context, device};
