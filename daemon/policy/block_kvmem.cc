@@ -77,10 +77,7 @@ struct alignas(64) Piece {
 
 class Kvmem final : public BlockPolicy {
  public:
-  explicit Kvmem(std::size_t capacity)
-      : capacity_(capacity),
-        ghosts_max_(16 * capacity + 262144),
-        score_blocks_(4 * static_cast<double>(capacity) + 65536) {}
+  explicit Kvmem(std::size_t capacity) : capacity_(capacity) {}
 
   std::size_t resident_run(std::span<const BlockKey> path) const override {
     std::size_t run = 0;
@@ -94,6 +91,11 @@ class Kvmem final : public BlockPolicy {
   std::size_t known_blocks() const override { return ids_.size() + ghosts_; }
 
   void serve(const BlockRequest& request, std::vector<BlockKey>* gone) override;
+  void set_capacity(std::size_t blocks, std::vector<BlockKey>* gone) override {
+    capacity_ = blocks;
+    for (unsigned set = 0; set < kSets; ++set) shrink(set, gone);
+    forget_some();
+  }
   void validate() const override;
 
  private:
@@ -171,9 +173,11 @@ class Kvmem final : public BlockPolicy {
   void shrink(unsigned set, std::vector<BlockKey>* gone);
   std::uint32_t evict(unsigned set, std::uint32_t piece, std::vector<BlockKey>* gone);
 
-  const std::size_t capacity_;
-  const std::size_t ghosts_max_;
-  const double score_blocks_;  // references until a lead counts half
+  std::size_t ghosts_max() const { return 16 * capacity_ + 262144; }
+  // References until a lead counts half.
+  double score_blocks() const { return 4 * static_cast<double>(capacity_) + 65536; }
+
+  std::size_t capacity_;
   ReturnModel model_;
 
   std::unordered_map<BlockKey, std::uint32_t> ids_;  // of blocks
@@ -415,8 +419,8 @@ void Kvmem::forget_oldest() {
 }
 
 void Kvmem::forget_some() {
-  while (ghosts_ > ghosts_max_) forget_oldest();
-  while (!born_.empty() && (born_.size() > ghosts_max_ ||
+  while (ghosts_ > ghosts_max()) forget_oldest();
+  while (!born_.empty() && (born_.size() > ghosts_max() ||
                             std::min(next_to_leave_.back(), next_to_forget_) > born_before_)) {
     if (next_to_forget_ <= born_before_) forget_oldest();
     born_.pop_front();
@@ -464,7 +468,7 @@ void Kvmem::pass_time(std::uint64_t now_ms) {
 }
 
 void Kvmem::choose_rule() {
-  const double decay = std::exp2(-static_cast<double>(path_.size()) / score_blocks_);
+  const double decay = std::exp2(-static_cast<double>(path_.size()) / score_blocks());
   std::array<double, kRules> hits{};
   for (unsigned rule = 0; rule < kRules; ++rule) {
     const auto bit = static_cast<std::uint8_t>(1U << (rule + 1));
@@ -652,7 +656,7 @@ void Kvmem::validate() const {
     KV_CHECK(heads_.at(piece.ghosts.back().key) == id);
   }
   KV_CHECK(owned == ids_.size());
-  KV_CHECK(ghosts == ghosts_ && ghosts <= ghosts_max_ && heads == heads_.size());
+  KV_CHECK(ghosts == ghosts_ && ghosts <= ghosts_max() && heads == heads_.size());
   for (unsigned set = 0; set < kSets; ++set) {
     KV_CHECK(resident[set] == sets_[set].size && sets_[set].size <= capacity_);
   }

@@ -36,6 +36,10 @@ class PlainPolicy : public BlockPolicy {
                                [this](BlockKey key) { return is_resident(key); }),
                 gone->end());
   }
+  void set_capacity(std::size_t blocks, std::vector<BlockKey>* gone) override {
+    capacity_ = blocks;
+    fit(gone);
+  }
 
  protected:
   std::size_t capacity() const { return capacity_; }
@@ -44,8 +48,10 @@ class PlainPolicy : public BlockPolicy {
   virtual bool is_resident(BlockKey key) const = 0;
   // Resident afterwards. REQUIRES: the capacity is not 0.
   virtual void touch(BlockKey key, std::vector<BlockKey>* gone) = 0;
+  // To a capacity that may have shrunk.
+  virtual void fit(std::vector<BlockKey>* gone) = 0;
 
-  const std::size_t capacity_;
+  std::size_t capacity_;
 };
 
 // A queue of keys, the newest in front.
@@ -92,6 +98,9 @@ class Lru final : public PlainPolicy {
     if (queue_.size() == capacity()) gone->push_back(queue_.pop_oldest());
     queue_.push(key);
   }
+  void fit(std::vector<BlockKey>* gone) override {
+    while (queue_.size() > capacity()) gone->push_back(queue_.pop_oldest());
+  }
 
   Queue queue_;
 };
@@ -122,13 +131,7 @@ class LfuDa final : public PlainPolicy {
   void touch(BlockKey key, std::vector<BlockKey>* gone) override {
     auto it = blocks_.find(key);
     if (it == blocks_.end()) {
-      if (blocks_.size() == capacity()) {
-        const Rank least = *order_.begin();
-        age_ = least.priority;
-        order_.erase(order_.begin());
-        blocks_.erase(least.key);
-        gone->push_back(least.key);
-      }
+      if (blocks_.size() == capacity()) evict(gone);
       it = blocks_.emplace(key, Block{0, {}}).first;
     } else {
       order_.erase(it->second.rank);
@@ -136,6 +139,16 @@ class LfuDa final : public PlainPolicy {
     Block& block = it->second;
     block.rank = {++block.uses + age_, ++touched_, key};
     order_.insert(block.rank);
+  }
+  void fit(std::vector<BlockKey>* gone) override {
+    while (blocks_.size() > capacity()) evict(gone);
+  }
+  void evict(std::vector<BlockKey>* gone) {
+    const Rank least = *order_.begin();
+    age_ = least.priority;
+    order_.erase(order_.begin());
+    blocks_.erase(least.key);
+    gone->push_back(least.key);
   }
 
   std::unordered_map<BlockKey, Block> blocks_;
@@ -201,6 +214,12 @@ class Arc final : public PlainPolicy {
     }
     once_.push(key);
   }
+  void fit(std::vector<BlockKey>* gone) override {
+    target_ = std::min(target_, capacity());
+    while (resident_blocks() > capacity()) replace(false, gone);
+    while (once_.size() + ghosts_once_.size() > capacity()) ghosts_once_.pop_oldest();
+    while (known_blocks() > 2 * capacity()) ghosts_often_.pop_oldest();
+  }
 
   Queue once_;
   Queue often_;
@@ -211,26 +230,26 @@ class Arc final : public PlainPolicy {
 
 class S3Fifo final : public PlainPolicy {
  public:
-  explicit S3Fifo(std::size_t capacity)
-      : PlainPolicy(capacity),
-        small_max_(std::max<std::size_t>(1, capacity / 10)),
-        main_max_(capacity - std::min(capacity, small_max_)) {}
+  using PlainPolicy::PlainPolicy;
   std::size_t resident_blocks() const override { return uses_.size(); }
   std::size_t known_blocks() const override { return uses_.size() + ghosts_.size(); }
   void validate() const override {
     KV_CHECK(uses_.size() <= capacity());
     KV_CHECK(uses_.size() == small_.size() + main_.size());
-    KV_CHECK(ghosts_.size() <= main_max_);
+    KV_CHECK(ghosts_.size() <= main_max());
   }
 
  private:
   static constexpr unsigned kUsesMax = 3;
 
+  std::size_t small_max() const { return std::max<std::size_t>(1, capacity() / 10); }
+  std::size_t main_max() const { return capacity() - std::min(capacity(), small_max()); }
+
   bool is_resident(BlockKey key) const override { return uses_.contains(key); }
 
   void remember(BlockKey key) {
-    if (main_max_ == 0) return;
-    if (ghosts_.size() == main_max_) ghosts_.pop_oldest();
+    if (main_max() == 0) return;
+    if (ghosts_.size() == main_max()) ghosts_.pop_oldest();
     ghosts_.push(key);
   }
   bool evict_small(std::vector<BlockKey>* gone) {
@@ -270,17 +289,20 @@ class S3Fifo final : public PlainPolicy {
       return;
     }
     const bool is_known = ghosts_.remove(key);
-    while (uses_.size() >= capacity()) {
-      const bool done = small_.size() >= small_max_ ? evict_small(gone) || evict_main(gone)
-                                                    : evict_main(gone) || evict_small(gone);
-      KV_CHECK(done);
-    }
+    while (uses_.size() >= capacity()) evict(gone);
     (is_known ? main_ : small_).push(key);
     uses_[key] = 0;
   }
+  void fit(std::vector<BlockKey>* gone) override {
+    while (uses_.size() > capacity()) evict(gone);
+    while (ghosts_.size() > main_max()) ghosts_.pop_oldest();
+  }
+  void evict(std::vector<BlockKey>* gone) {
+    const bool done = small_.size() >= small_max() ? evict_small(gone) || evict_main(gone)
+                                                   : evict_main(gone) || evict_small(gone);
+    KV_CHECK(done);
+  }
 
-  const std::size_t small_max_;
-  const std::size_t main_max_;
   std::unordered_map<BlockKey, unsigned> uses_;  // of what is resident
   Queue small_;
   Queue main_;

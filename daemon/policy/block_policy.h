@@ -40,6 +40,8 @@ class BlockPolicy {
   // The request has been served: its blocks are resident from now on, except those that are not
   // worth it. Blocks that are resident no longer, or were not admitted, are appended to `gone`.
   virtual void serve(const BlockRequest& request, std::vector<BlockKey>* gone) = 0;
+  // As if by more requests, blocks beyond the new capacity are appended to `gone`.
+  virtual void set_capacity(std::size_t blocks, std::vector<BlockKey>* gone) = 0;
 
   virtual std::size_t resident_blocks() const = 0;  // <= the capacity
   virtual std::size_t known_blocks() const = 0;     // resident, or remembered

@@ -101,6 +101,13 @@ class Ledger {
     ASSERT_LE(resident_.size(), capacity_) << name_;
     EXPECT_EQ(policy_->resident_run(request.path), run(request.path)) << name_;
   }
+  void set_capacity(std::size_t blocks) {
+    std::vector<BlockKey> gone;
+    policy_->set_capacity(capacity_ = blocks, &gone);
+    for (const BlockKey key : gone) EXPECT_EQ(resident_.erase(key), 1U) << name_;
+    ASSERT_EQ(policy_->resident_blocks(), resident_.size()) << name_;
+    ASSERT_LE(resident_.size(), capacity_) << name_;
+  }
   // Blocks whose predecessor is not resident, of those it was seen behind last.
   std::size_t orphans(const std::map<BlockKey, BlockKey>& parents) const {
     return static_cast<std::size_t>(
@@ -120,7 +127,7 @@ class Ledger {
   }
 
   const std::string name_;
-  const std::size_t capacity_;
+  std::size_t capacity_;
   std::unique_ptr<BlockPolicy> policy_;
   std::set<BlockKey> resident_;
 };
@@ -168,6 +175,20 @@ TEST_P(EachPolicy, BearsPathsThatContradictEachOther) {
       if (testing::Test::HasFailure()) return;
       if (n % 16 == 0) ledger.policy().validate();
     }
+  }
+}
+
+TEST_P(EachPolicy, TakesAnotherCapacityAtAnyTime) {
+  const Trace trace = generate_trace(17, 2000);
+  const std::size_t capacities[] = {500, 0, 70, 3, 4000, 1, 900};
+  Ledger ledger(GetParam(), 200);
+  for (std::size_t n = 0; n < trace.size(); ++n) {
+    ledger.serve(trace[n]);
+    if (n % 60 == 59) {
+      ledger.set_capacity(capacities[n / 60 % std::size(capacities)]);
+      ledger.policy().validate();
+    }
+    if (testing::Test::HasFailure()) return;
   }
 }
 
