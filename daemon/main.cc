@@ -146,7 +146,6 @@ struct Daemon {
                 change.to.c_str(), change.live ? "" : " (not before a restart)");
       }
       config = config::with_live_changes(config, loaded.config);
-      loop->set_dram_pages(config.dram.budget_pages());
       loop->set_sampling(config.policy.sampling);
       server->apply(config);
       set_log_level();

@@ -433,6 +433,34 @@ std::string gpu_regions(const json& regions, const Style& style) {
                rows, style);
 }
 
+std::string caches(const json& status, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& c : array(status, "caches")) {
+    const std::uint64_t hits =
+        number(c, "hits_dram") + number(c, "hits_stored") - number(c, "hits_lost");
+    rows.push_back({text(c, "uid"), human_bytes(number(c, "block_bytes")), text(c, "policy"),
+                    text(c, "connections"),
+                    human_bytes(number(c, "dram_used_bytes")) + " of " +
+                        human_bytes(number(c, "dram_capacity_bytes")),
+                    human_bytes(number(c, "store_used_bytes")) + " of " +
+                        human_bytes(number(c, "store_capacity_bytes")),
+                    text(c, "requests"), percent(hits, number(c, "blocks_asked")),
+                    text(c, "hits_dram"), text(c, "hits_stored")});
+  }
+  if (rows.empty()) return "";
+  return heading("block caches", style) + table({{"uid", true},
+                                                 {"block", true},
+                                                 {"policy"},
+                                                 {"connected", true},
+                                                 {"DRAM", true},
+                                                 {"NVMe", true},
+                                                 {"requests", true},
+                                                 {"hits", true},
+                                                 {"from DRAM", true},
+                                                 {"from NVMe", true}},
+                                                rows, style);
+}
+
 std::string gpus(const json& status, const Style& style) {
   std::vector<Row> rows;
   for (const json& gpu : array(status, "gpus")) {
@@ -525,6 +553,7 @@ std::string render_status(const json& status, const Style& style) {
                                {"name", false, true}},
                               rows, style);
   out += gpus(status, style);
+  out += caches(status, style);
   if (!array(status, "regions").empty() || !array(status, "gpu_regions").empty()) {
     out += heading("regions", style) + render_regions(status, style);
   }

@@ -18,6 +18,8 @@
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
 
+#include "policy/block_policy.h"
+
 namespace kvmem::config {
 namespace {
 
@@ -257,6 +259,28 @@ Read read_quota(const Value& value, std::uint64_t whole_bytes, std::uint64_t* ou
   return {};
 }
 
+// Of what belongs to another key, at most so many percent of it; 0 is none.
+Read read_share(const Value& value, std::uint64_t whole_bytes, unsigned most_percent,
+                const char* whole, std::uint64_t* out) {
+  if (Read fault = read_size(value, whole_bytes, out)) return fault;
+  if (*out > whole_bytes - whole_bytes / 100 * (100 - most_percent)) {
+    return Fault{written(value) + " is more than " + std::to_string(most_percent) + " % of " +
+                     whole + ", " + show_size(whole_bytes),
+                 "write less, or a share such as \"25%\""};
+  }
+  *out = align_down(*out, kPageBytes);
+  return {};
+}
+
+Read read_cache_policy(const Value& value, const Machine&, Config& c) {
+  if (Read fault = read_text(value, &c.cache.policy)) return fault;
+  if (policy::make_block_policy(c.cache.policy, 0) == nullptr) {
+    return Fault{written(value) + " is no policy",
+                 "write one of " + std::string(policy::block_policy_names())};
+  }
+  return {};
+}
+
 // "auto": `out` is left empty.
 template <class T, class ReadOne>
 Read read_or_auto(const Value& value, std::optional<T>* out, ReadOne read) {
@@ -315,6 +339,25 @@ constexpr Field kFields[] = {
      [](const Config& c) {
        return in_quotes(c.gpu.budget_bytes ? show_size(*c.gpu.budget_bytes) : "auto");
      }},
+
+    {"cache.dram", "\"25%\"", false,
+     "of dram.budget, for blocks of KV cache once an engine asks for some: a size, or % (at most "
+     "75)",
+     [](const Value& v, const Machine&, Config& c) {
+       return read_share(v, c.dram.budget_bytes, 75, "dram.budget", &c.cache.dram_bytes);
+     },
+     [](const Config& c) { return in_quotes(show_size(c.cache.dram_bytes)); }},
+    {"cache.store", "\"50%\"", false, "of nvme.size, what blocks may fill: a size, or %",
+     [](const Value& v, const Machine&, Config& c) {
+       return read_share(v, c.nvme.size_bytes, 100, "nvme.size", &c.cache.store_bytes);
+     },
+     [](const Config& c) { return in_quotes(show_size(c.cache.store_bytes)); }},
+    {"cache.policy", "\"kvmem\"", false, "which blocks stay: \"kvmem\", or one to compare it with",
+     read_cache_policy, [](const Config& c) { return in_quotes(c.cache.policy); }},
+    {"cache.write_through", "true", false,
+     "blocks are written to the store when they are put; false: when DRAM has no room for them",
+     [](const Value& v, const Machine&, Config& c) { return read_bool(v, &c.cache.write_through); },
+     [](const Config& c) { return std::string(c.cache.write_through ? "true" : "false"); }},
 
     {"quota.per_uid_dram", "\"100%\"", true,
      "one user's allocations are no larger than this and per_uid_store together: a size, or % of "

@@ -59,6 +59,15 @@ struct Config {
   struct Gpu {
     std::optional<std::uint64_t> budget_bytes;  // of each GPU's memory, for all engines together
   } gpu;
+  struct Cache {                    // of blocks of KV cache, for engines that ask for it
+    std::uint64_t dram_bytes = 0;   // of dram.budget; taken from it when the first engine asks
+    std::uint64_t store_bytes = 0;  // of nvme.size, at most
+    std::string policy = "kvmem";   // of policy::block_policy_names()
+    bool write_through = true;
+
+    std::uint64_t dram_pages() const { return dram_bytes / kPageBytes; }
+    std::uint64_t store_pages() const { return store_bytes / kPageBytes; }
+  } cache;
   struct Quota {
     std::uint64_t per_uid_dram_bytes = 0;  // anonymous regions of a uid: no more than both
     std::uint64_t per_uid_store_bytes = 0;

@@ -121,6 +121,8 @@ class Loop final : public migrate::Observer {
   const Planner& planner() const { return planner_; }
   const tier::MemoryNode& dram() const { return dram_; }
   const tier::Store* store() const { return store_.get(); }
+  tier::Store* store() { return store_.get(); }  // null: no NVMe tier
+  os::Executor& workers() { return *workers_; }
   const std::deque<MoveRecord>& moves() const { return move_log_; }
   os::MemoryKind memory_kind() const { return options_.memory_kind; }
   std::uint64_t effective_dram_pages() const { return effective_pages_; }

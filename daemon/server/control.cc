@@ -124,6 +124,7 @@ json tiers_json(Server& server) {
                    {"node", loop.dram().node()},
                    {"capacity_bytes", loop.dram().capacity_pages() * kPageBytes},
                    {"used_bytes", loop.dram().used_pages() * kPageBytes},
+                   {"block_cache_bytes", server.caches().dram_pages() * kPageBytes},  // beside it
                    {"backing", backing_name(loop.memory_kind())}});
   if (const tier::Store* store = loop.store(); store != nullptr) {
     const tier::StoreStats stats = store->stats();
@@ -131,6 +132,8 @@ json tiers_json(Server& server) {
                      {"path", server.config().nvme.path},
                      {"capacity_bytes", stats.slots_max * kPageBytes},
                      {"used_bytes", (stats.slots_live[0] + stats.slots_live[1]) * kPageBytes},
+                     {"blocks_bytes", stats.slots_live[1] * kPageBytes},
+                     {"blocks_unasked_bytes", server.caches().records().pages_left() * kPageBytes},
                      {"file_bytes", stats.file_bytes},
                      {"quarantined", stats.slots_retired},
                      {"segments_failed", stats.segments_failed},
@@ -209,6 +212,42 @@ json gpu_regions_json(Server& server, const os::Peer& peer) {
                      {"stored_bytes", region.stored_bytes},
                      {"last_move", region.why}});
     }
+  }
+  return out;
+}
+
+json caches_json(Server& server, const os::Peer& peer) {
+  json out = json::array();
+  for (const auto& [key, held] : server.caches().all()) {
+    if (!may_see(peer, key.uid)) continue;
+    const cache::CacheOptions& options = held.cache->options();
+    const cache::CacheStats stats = held.cache->stats();
+    const std::uint64_t slot_bytes = held.cache->slot_bytes();
+    out.push_back({{"uid", key.uid},
+                   {"block_bytes", key.block_bytes},
+                   {"policy", options.policy},
+                   {"connections", held.connections},
+                   {"dram_capacity_bytes", options.slots * slot_bytes},
+                   {"dram_used_bytes", stats.slots_used * slot_bytes},
+                   {"store_capacity_bytes", options.stored_blocks * slot_bytes},
+                   {"store_used_bytes", stats.stored * slot_bytes},
+                   {"blocks_ready", stats.ready},
+                   {"blocks_leased", stats.leased},
+                   {"blocks_stored", stats.stored},
+                   {"requests", stats.requests},
+                   {"blocks_asked", stats.asked},
+                   {"hits_dram", stats.hits_dram},
+                   {"hits_stored", stats.hits_stored},
+                   {"hits_lost", stats.hits_lost},
+                   {"puts", stats.puts},
+                   {"puts_known", stats.puts_known},
+                   {"puts_refused", stats.puts_refused},
+                   {"blocks_written", stats.written},
+                   {"write_errors", stats.write_errors},
+                   {"blocks_read", stats.read},
+                   {"read_errors", stats.read_errors},
+                   {"dropped_dram", stats.dropped_dram},
+                   {"dropped_stored", stats.dropped_stored}});
   }
   return out;
 }
@@ -300,6 +339,7 @@ json status_json(Server& server, const os::Peer& peer) {
           {"regions", regions_json(server, peer)},
           {"gpus", gpus_json(server, peer)},
           {"gpu_regions", gpu_regions_json(server, peer)},
+          {"caches", caches_json(server, peer)},
           {"counters", counters},
           {"moves_by_reason", reasons},
           {"learned",

@@ -49,6 +49,15 @@ std::string text_of(const char* chars, std::size_t size) {
   return text;
 }
 
+}  // namespace
+
+Reply refuse(int error, const char* message) {
+  Reply reply;
+  reply.error = -error;
+  std::snprintf(reply.message, sizeof reply.message, "%s", message);
+  return reply;
+}
+
 Reply refuse_status(const Status& status) {
   int error = EIO;
   switch (status.code()) {
@@ -79,23 +88,31 @@ Reply refuse_status(const Status& status) {
   return refuse(error, status.what());
 }
 
-}  // namespace
-
-Reply refuse(int error, const char* message) {
-  Reply reply;
-  reply.error = -error;
-  std::snprintf(reply.message, sizeof reply.message, "%s", message);
-  return reply;
-}
+Session::Session() = default;
+Session::~Session() = default;
 
 Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config)
     : loop_(loop),
       listener_(std::move(listener)),
       leases_(std::move(runtime_dir) + "/leases"),
       config_(std::move(config)),
+      caches_(loop, *this, config_.cache),
       started_ns_(os::now_ns()) {}
 
 Server::~Server() { stop(); }
+
+void Server::answer(Session& session, const Reply& answer) { reply(session, answer); }
+
+void Server::cache_ended(Session& session) {
+  caches_.drop(session);
+  maybe_forget(session);
+}
+
+void Server::dram_changed() {
+  const std::uint64_t budget = config_.dram.budget_pages();
+  // (A budget that was lowered since: the regions keep what the cache was to leave them.)
+  loop_.set_dram_pages(std::max(budget - std::min(budget, caches_.dram_pages()), budget / 4));
+}
 
 Status Server::start() {
   KV_TRY(leases_.create_folder());
@@ -124,7 +141,10 @@ void Server::stop() {
   std::vector<Session*> open;
   for (auto& [number, session] : sessions_) open.push_back(session.get());
   for (Session* session : open) end(*session, nullptr);
-  for (int turns = 0; turns < 10'000 && (!sessions_.empty() || !accept_watch_.idle()); ++turns) {
+  caches_.stop();
+  for (int turns = 0;
+       turns < 10'000 && (!sessions_.empty() || !accept_watch_.idle() || !caches_.idle());
+       ++turns) {
     if (!loop_.run_once().ok()) break;
   }
   loop_.set_engine_hand(nullptr);
@@ -184,6 +204,7 @@ void Server::end(Session& session, const char* why) {
             session.tag.c_str(), why);
   }
   std::erase(sampled_, &session);
+  caches_.drop(session);
   if (!stopping_) {  // else the engine carries on with the next daemon, and its pages stay
     if (session.fork_token != 0) drop_fork(session.fork_token);
     for (auto& [address, view] : session.views) loop_.remove_view(*view);
@@ -204,7 +225,7 @@ void Server::end(Session& session, const char* why) {
 
 void Server::maybe_forget(Session& session) {
   if (!session.ending || !session.socket_watch.idle() || !session.faults.idle() ||
-      !session.agent_watch.idle()) {
+      !session.agent_watch.idle() || (session.cache != nullptr && session.cache->is_busy())) {
     return;
   }
   for (auto it = sessions_.begin(); it != sessions_.end(); ++it) {
@@ -249,6 +270,8 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
     answer = control(session, request, fds);
   } else if (request.op == wire::Op::kHello) {
     answer = hello(session, request, received, fds);
+  } else if (Caches::is_for_caches(request.op) && session.id == 0) {
+    if (!caches_.handle(session, request, &answer, &fds)) return;  // answered when it is done
   } else if (session.id == 0) {
     answer = refuse(EPROTO, "say Hello first");
   } else if (request.op == wire::Op::kArm) {
@@ -317,6 +340,7 @@ void Server::reply(Session& session, Reply answer, const std::vector<UniqueFd>& 
 Reply Server::hello(Session& session, const Request& request, os::Received& received,
                     std::vector<UniqueFd>& fds) {
   if (session.id != 0) return refuse(EALREADY, "this connection has a session");
+  if (session.cache != nullptr) return refuse(EPROTO, "this connection has a cache");
   session.pid = session.peer.pid != 0 ? session.peer.pid : request.pid;
   session.tag = text_of(request.tag, sizeof request.tag);
   UniqueFd lease;
@@ -765,6 +789,7 @@ std::uint64_t Server::gpu_budget(std::uint64_t total_bytes) const {
 
 void Server::apply(const config::Config& config) {
   config_ = config;
+  dram_changed();
   for (auto& [uuid, gpu] : gpus_) gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
 }
 

@@ -18,6 +18,7 @@
 #include "loop/loop.h"
 #include "os/timer.h"
 #include "policy/ledger.h"
+#include "server/caches.h"
 #include "server/lease.h"
 #include "server/session.h"
 
@@ -29,7 +30,7 @@ struct ServerTotals {
   std::uint64_t resumed = 0;  // sessions that outlived a daemon
 };
 
-class Server final : private loop::EngineHand {
+class Server final : private loop::EngineHand, private Caches::Owner {
  public:
   // `listener` is a listening SOCK_SEQPACKET socket; `runtime_dir` exists and is the daemon's own.
   Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config);
@@ -58,6 +59,7 @@ class Server final : private loop::EngineHand {
   };
   const std::map<GpuUuid, GpuLedger>& gpus() const { return gpus_; }
   const std::vector<std::uint64_t>& orphans() const { return orphans_; }
+  const Caches& caches() const { return caches_; }
   // Has the engines that `request` means, by `pid` or `tag`, park or wake, of those that `peer` may
   // act on. How many were told.
   std::uint32_t tell_engines(const os::Peer& peer, const wire::Request& request);
@@ -107,6 +109,9 @@ class Server final : private loop::EngineHand {
   void unmap(migrate::View& view, std::uint32_t page) override;
   void flush() override;
   void poison(migrate::View& view, std::uint32_t page) override;
+  void answer(Session& session, const wire::Reply& reply) override;
+  void cache_ended(Session& session) override;
+  void dram_changed() override;
   void send_samples(Session& session);
 
   loop::Loop& loop_;
@@ -115,6 +120,7 @@ class Server final : private loop::EngineHand {
   UniqueFd userfault_device_;
   const Leases leases_;
   config::Config config_;
+  Caches caches_;
   std::map<std::uint64_t, std::unique_ptr<Session>> sessions_;  // by connection number
   std::uint64_t next_connection_ = 1;
   std::map<std::uint64_t, Fork> forks_;  // by token
@@ -135,5 +141,6 @@ std::string control_json(Server& server, const os::Peer& peer, const wire::Reque
 bool may_see(const os::Peer& peer, std::uint32_t uid);
 
 wire::Reply refuse(int error, const char* message);
+wire::Reply refuse_status(const Status& status);
 
 }  // namespace kvmem::server

@@ -26,6 +26,7 @@
 namespace kvmem::server {
 
 class Server;
+struct CacheConnection;
 
 using GpuUuid = std::array<std::uint64_t, 2>;
 
@@ -68,6 +69,13 @@ struct Session {
   std::uint64_t asked_ns = 0;                      // to give back memory of a GPU, the last time
   std::uint64_t fork_token = 0;                    // between ForkBegin and ForkEnd
   wire::AgentCommand samples;                      // runs gathered for the agent
+  // Where the connection is one to a block cache, and then no session (its id stays 0).
+  std::unique_ptr<CacheConnection> cache;
+
+  Session();
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
 
   migrate::View* view_at(std::uint64_t address) const {
     auto after = views.upper_bound(address);

@@ -24,6 +24,10 @@ int wait_for(int socket, short events, std::uint64_t deadline_ns) {
   }
 }
 
+bool is_hangup(int error) {
+  return error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
+}
+
 }  // namespace
 
 int connect_to(const char* path) {
@@ -105,6 +109,18 @@ long receive_message(int socket, void* buffer, std::size_t size_bytes, Descripto
     if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return -EMFILE;
     return n;
   }
+}
+
+int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
+             wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns) {
+  const std::uint64_t deadline_ns = sys::now_ns() + timeout_ns;
+  const int error = send_message(socket, &request, sizeof request, fds, fd_count, deadline_ns);
+  // A daemon that closes at once may have left the reason.
+  if (error != 0 && error != -EPIPE) return is_hangup(error) ? -EPIPE : error;
+  const long n = receive_message(socket, reply, sizeof *reply, received, deadline_ns);
+  if (n == -EMFILE) return -EMFILE;
+  if (n != static_cast<long>(sizeof *reply)) return -EPIPE;
+  return reply->version != wire::kProtocolVersion || reply->error > 0 ? -EPROTO : 0;
 }
 
 }  // namespace kvmem

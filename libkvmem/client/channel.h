@@ -28,4 +28,9 @@ int send_message(int socket, const void* message, std::size_t size_bytes, const 
 long receive_message(int socket, void* buffer, std::size_t size_bytes, Descriptors* received,
                      std::uint64_t deadline_ns);
 
+// Sends one request and receives its reply. 0: `reply` is the daemon's answer, an error or not;
+// -EPIPE, -EPROTO: no answer came, or none that can be understood. `received` may be null.
+int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
+             wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns);
+
 }  // namespace kvmem

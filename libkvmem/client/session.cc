@@ -19,24 +19,6 @@ constexpr std::uint64_t kOpenTimeoutNs = 5'000'000'000;
 // is dead. The bound is for one that will never answer.
 constexpr std::uint64_t kReplyTimeoutNs = 600'000'000'000;
 
-bool is_hangup(int error) {
-  return error == -EPIPE || error == -ECONNRESET || error == -ENOTCONN || error == -ETIMEDOUT;
-}
-
-// Sends one request and receives its reply. 0: `reply` is the daemon's answer, an error or not;
-// -EPIPE, -EPROTO: no answer came, or none that can be understood.
-int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
-             wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns) {
-  const std::uint64_t deadline_ns = sys::now_ns() + timeout_ns;
-  const int error = send_message(socket, &request, sizeof request, fds, fd_count, deadline_ns);
-  // A daemon that closes at once may have left the reason.
-  if (error != 0 && error != -EPIPE) return is_hangup(error) ? -EPIPE : error;
-  const long n = receive_message(socket, reply, sizeof *reply, received, deadline_ns);
-  if (n == -EMFILE) return -EMFILE;
-  if (n != static_cast<long>(sizeof *reply)) return -EPIPE;
-  return reply->version != wire::kProtocolVersion || reply->error > 0 ? -EPROTO : 0;
-}
-
 }  // namespace
 
 Status Session::hello(std::uint16_t flags, Descriptors* received) {

@@ -120,6 +120,66 @@ struct kvmem_statistics {
 /* Counts this process's regions; walks every page's entry (about 2 ns a page). */
 int kvmem_stats(struct kvmem_statistics* stats) KVMEM_NOEXCEPT;
 
+/* The block cache: immutable blocks of KV cache that kvmemd keeps in DRAM and in its page store,
+ * across engines of one user, their restarts and its own. An engine that gets a prompt asks which
+ * of its leading blocks are there, uses those where they lie, computes the rest and puts it. */
+
+/* Stands for all tokens from the start of the prompt to the block's end: a hash of 128 bits,
+ * chained from the block before it. */
+struct kvmem_block_name {
+  uint64_t word[2];
+};
+
+struct kvmem_cache_options {
+  size_t size; /* of this struct, bytes */
+  /* Of whatever else decides a block's bytes: the model and its revision, the layout, data type and
+   * share of a rank. Caches of another identity have other blocks. */
+  uint64_t identity[2];
+  size_t block_bytes; /* of each block: at most 64 MiB; whole 2 MiB waste nothing */
+};
+
+/* Connects to the daemon's cache. One handle serves all threads of the process, one at a time; a
+ * child of fork() opens its own. A daemon that has been restarted is found again by the next call,
+ * and has the blocks that were stored. -ENOTCONN: no daemon; -EUSERS, -EINVAL: refused. */
+struct kvmem_cache;
+int kvmem_cache_open(const struct kvmem_cache_options* options,
+                     struct kvmem_cache** cache) KVMEM_NOEXCEPT;
+
+/* Ends all that has begun; no other call may be under way. NULL: nothing happens. */
+void kvmem_cache_close(struct kvmem_cache* cache) KVMEM_NOEXCEPT;
+
+/* How many of the `count` (at most 16,384) blocks of a prompt, from its start, can be had. What is
+ * there may be gone when this returns. */
+int kvmem_cache_contains(struct kvmem_cache* cache, const struct kvmem_block_name* names,
+                         size_t count, size_t* found) KVMEM_NOEXCEPT;
+
+struct kvmem_cache_request {
+  size_t size;                          /* of this struct, bytes */
+  const struct kvmem_block_name* names; /* of all blocks of the prompt, also those to be computed */
+  size_t count;                         /* at most 16,384 */
+  uint64_t time_ms;                     /* by any clock that never goes back; 0: the daemon's */
+  uint32_t input_tokens;                /* of the prompt; 0: not known */
+  uint32_t output_tokens;               /* of the answer; 0: not known yet */
+  uint32_t tail_is_partial;             /* 1: the last block is not full, so nobody continues it */
+  uint32_t reserved;
+};
+
+/* A prompt is served: decides what the cache keeps, and brings what it has of the prompt's start
+ * into DRAM. Returns once that is there: `*found` blocks, their addresses in blocks[0] and up
+ * (`count` elements). They can be read, by this process, until kvmem_cache_end(cache, *request);
+ * bytes never change meanwhile, not even when the daemon dies. 0 blocks: nothing has to be ended,
+ * `*request` is 0. */
+int kvmem_cache_begin(struct kvmem_cache* cache, const struct kvmem_cache_request* options,
+                      const void** blocks, size_t* found, uint64_t* request) KVMEM_NOEXCEPT;
+int kvmem_cache_end(struct kvmem_cache* cache, uint64_t request) KVMEM_NOEXCEPT;
+
+/* Copies a computed block of a prompt that has begun into the cache. What is there under the name
+ * already stays. Waits while the store takes what has to leave DRAM. Nothing is lost by an error:
+ * -ENOSPC: the cache does not keep it (its prompt has not begun, or it is not worth it); -ENOMEM:
+ * all of DRAM is leased. */
+int kvmem_cache_put(struct kvmem_cache* cache, const struct kvmem_block_name* name,
+                    const void* bytes) KVMEM_NOEXCEPT;
+
 #ifdef __cplusplus
 }
 #endif

@@ -72,6 +72,12 @@ enum class Op : std::uint16_t {
   kControl = 12,    // kvmemctl
   kGpuClaim = 13,   // gpu, size_bytes, hbm_bytes, hbm_wanted_bytes
   kGpuRegion = 14,  // gpu, address, size_bytes, hbm_bytes, host_bytes, stored_bytes, tag, why
+  // The block cache, see wire/cache.h.
+  kCacheOpen = 15,      // identity, size_bytes: of a block
+  kCacheContains = 16,  // page_count: names
+  kCacheBegin = 17,     // page_count: names; input_tokens, output_tokens, time_ms
+  kCacheEnd = 18,       // region_id: as Begin's reply says
+  kCachePut = 19,
 };
 
 enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
@@ -110,6 +116,7 @@ struct Request {
   static constexpr std::uint16_t kResume = 1;    // Hello: carry on session_id
   static constexpr std::uint16_t kReadOnly = 2;  // RegionCreate: mapped without write permission
   static constexpr std::uint16_t kExists = 4;    // GpuClaim: it holds that much, whoever knew of it
+  static constexpr std::uint16_t kPartial = 8;   // CacheBegin: the last block is not full
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
@@ -130,8 +137,12 @@ struct Request {
   std::uint64_t host_bytes = 0;    // in host memory at the GPU's addresses
   std::uint64_t stored_bytes = 0;  // in host regions, the GPU cannot reach them
   char why[24] = {};               // GpuRegion: of the last move
+  std::uint64_t identity[2] = {};  // CacheOpen: of model, layout and revision
+  std::uint64_t time_ms = 0;  // CacheBegin: by any clock that does not go back; 0: the daemon's
+  std::uint32_t input_tokens = 0;
+  std::uint32_t output_tokens = 0;  // 0: not known yet
 };
-static_assert(sizeof(Request) == 224 && sizeof(Request) <= kMessageMax);
+static_assert(sizeof(Request) == 256 && sizeof(Request) <= kMessageMax);
 
 struct Reply {
   std::uint32_t version = kProtocolVersion;

@@ -17,7 +17,7 @@ import sys
 import time
 
 REPLY = struct.Struct("=IiQQQQQQII128s32x")  # wire::Reply
-REQUEST_BYTES = 224                          # wire::Request
+REQUEST_BYTES = 256                          # wire::Request
 
 
 def option(name):

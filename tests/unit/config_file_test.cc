@@ -62,6 +62,11 @@ size = "100GiB"
 sync_interval = "10ms"
 [gpu]
 budget = "20GiB"
+[cache]
+dram = "3GiB"
+store = "30%"
+policy = "arc"
+write_through = false
 [quota]
 per_uid_dram = "50%"
 per_uid_store = "1GiB"
@@ -84,6 +89,10 @@ TEST(Config, EmptyFileMeansDefaults) {
   EXPECT_EQ(c.nvme.path, "");
   EXPECT_EQ(c.nvme.sync_interval_ns, 50'000'000u);
   EXPECT_FALSE(c.gpu.budget_bytes.has_value());
+  EXPECT_EQ(c.cache.dram_bytes, 2 * kGiB);
+  EXPECT_EQ(c.cache.store_bytes, 16 * kGiB);
+  EXPECT_EQ(c.cache.policy, "kvmem");
+  EXPECT_TRUE(c.cache.write_through);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, c.dram.budget_bytes);
   EXPECT_EQ(c.quota.per_uid_store_bytes, c.nvme.size_bytes);
   EXPECT_FALSE(c.policy.prefetch_depth.has_value());
@@ -103,6 +112,10 @@ TEST(Config, EveryKeyIsRead) {
   EXPECT_EQ(c.nvme.size_bytes, 100 * kGiB);
   EXPECT_EQ(c.nvme.sync_interval_ns, 10'000'000u);
   EXPECT_EQ(c.gpu.budget_bytes, 20 * kGiB);
+  EXPECT_EQ(c.cache.dram_bytes, 3 * kGiB);
+  EXPECT_EQ(c.cache.store_bytes, 30 * kGiB);
+  EXPECT_EQ(c.cache.policy, "arc");
+  EXPECT_FALSE(c.cache.write_through);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, 2 * kGiB);
   EXPECT_EQ(c.quota.per_uid_store_bytes, kGiB);
   EXPECT_EQ(c.quota.sessions_max, 3u);
@@ -232,7 +245,8 @@ TEST(Config, DiffSaysWhichKeysNeedARestart) {
   EXPECT_EQ(changes.size(), keys().size());
   EXPECT_EQ(changed_keys(changes, false),
             "daemon.socket daemon.mode daemon.group daemon.runtime_dir dram.huge_pages nvme.path "
-            "nvme.size nvme.sync_interval policy.prefetch_depth");
+            "nvme.size nvme.sync_interval cache.dram cache.store cache.policy cache.write_through "
+            "policy.prefetch_depth");
 }
 
 TEST(Config, LiveChangesAreExactlyTheLiveKeys) {

@@ -1,0 +1,644 @@
+#include "cache/block_cache.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace kvmem::cache {
+namespace {
+
+std::array<std::uint64_t, 2> hash_of(std::span<const std::uint64_t> words) {
+  const XXH128_hash_t hash = XXH3_128bits(words.data(), words.size_bytes());
+  return {hash.high64, hash.low64};
+}
+
+// Slots for what is leased or on its way, beside those the policy counts on.
+std::uint64_t counted_slots(std::uint64_t slots) {
+  return slots - std::min<std::uint64_t>({slots / 2, slots / 8 + 1, 64});
+}
+
+}  // namespace
+
+Result<std::unique_ptr<BlockCache>> BlockCache::create(const CacheOptions& options,
+                                                       os::Executor& workers, Records& records) {
+  if (options.block_bytes == 0 || options.block_bytes > wire::kCacheBlockBytesMax) {
+    return Status(Code::kInvalid, "blocks have 1 byte to 64 MiB");
+  }
+  if (options.slots_max == 0 || options.slots_max >= kNoSlot) {
+    return Status(Code::kInvalid, "not one block fits into cache.dram");
+  }
+  if (policy::make_block_policy(options.policy, 0) == nullptr) {
+    return Status(Code::kInvalid, "no policy has this name");
+  }
+  const std::uint64_t slot_bytes = align_up(options.block_bytes, options.page_bytes);
+  KV_ASSIGN_OR_RETURN(
+      os::SharedMemory memory,
+      os::SharedMemory::create("kvmem-blocks", align_up(options.slots_max * slot_bytes, kPageBytes),
+                               options.memory_kind, true));
+  return std::unique_ptr<BlockCache>(new BlockCache(options, workers, records, std::move(memory)));
+}
+
+BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Records& records,
+                       os::SharedMemory memory)
+    : options_(options),
+      slot_bytes_(align_up(options.block_bytes, options.page_bytes)),
+      pages_(static_cast<std::uint32_t>(slot_bytes_ / options.page_bytes)),
+      workers_(workers),
+      records_(records),
+      memory_(std::move(memory)) {
+  options_.slots = std::min(options_.slots, options_.slots_max);
+  dram_policy_ = policy::make_block_policy(options_.policy, counted_slots(options_.slots));
+  if (records_.store() != nullptr) {
+    store_policy_ = policy::make_block_policy(options_.policy, options_.stored_blocks);
+  }
+  for (std::uint64_t slot = options_.slots_max; slot-- > 0;) {
+    empty_slots_.push_back(static_cast<std::uint32_t>(slot));
+  }
+  for (unsigned i = 0; i < kReadsMax; ++i) {
+    reads_.push_back(std::make_unique<PageRead>());
+    PageRead* read = reads_.back().get();
+    read->cache = this;
+    read->done = [](tier::ReadOp* op, Status status) {
+      auto* self = static_cast<PageRead*>(op);
+      BlockCache& cache = *self->cache;
+      Block& block = *self->block;
+      cache.idle_reads_.push_back(self);
+      block.failed |= !status.ok();
+      if (--block.pages_moving == 0 && block.next_page == cache.pages_) cache.filled(block);
+      cache.pump_reads();
+      cache.use_free_slots();
+    };
+    idle_reads_.push_back(read);
+  }
+  for (unsigned i = 0; i < kWritesMax; ++i) {
+    writes_.push_back(std::make_unique<PageWrite>());
+    PageWrite* write = writes_.back().get();
+    write->cache = this;
+    write->kind = tier::RecordKind::kPersistent;
+    write->done = [](tier::WriteOp* op, Status status) {
+      auto* self = static_cast<PageWrite*>(op);
+      BlockCache& cache = *self->cache;
+      Block& block = *self->block;
+      cache.idle_writes_.push_back(self);
+      block.failed |= !status.ok();
+      block.locators[self->index] = self->locator;
+      if (--block.pages_moving == 0 && block.next_page == cache.pages_) cache.written(block);
+      cache.pump_writes();
+      cache.use_free_slots();
+    };
+    idle_writes_.push_back(write);
+  }
+}
+
+BlockCache::~BlockCache() {
+  KV_CHECK(idle());
+  for (auto& [key, block] : blocks_) {
+    KV_CHECK(block.leases == 0);
+    if (block.in_store != InStore::kStored) continue;
+    records_.leave(keys_of(block.id), {block.generation, block.locators});
+  }
+}
+
+// ------------------------------------------------------------------------------ names and blocks
+
+BlockCache::Id BlockCache::id_of(const Identity& identity, const wire::BlockName& name) const {
+  return hash_of(std::array{identity.hi, identity.lo, options_.block_bytes, name.hi, name.lo});
+}
+
+// Nobody reaches another user's records, whatever he calls his own.
+std::vector<tier::Key> BlockCache::keys_of(const Id& id) const {
+  std::vector<tier::Key> keys;
+  for (std::uint64_t page = 0; page < pages_; ++page) {
+    const Id hash = hash_of(std::array{id[0], id[1], page});
+    keys.push_back({std::uint64_t{options_.uid} << 32 | hash[0] >> 32, hash[1]});
+  }
+  return keys;
+}
+
+BlockCache::Block* BlockCache::find(const Id& id) {
+  const auto it = blocks_.find(id[1]);
+  return it == blocks_.end() || it->second.id != id ? nullptr : &it->second;
+}
+
+BlockCache::Block* BlockCache::find_to_have(const Id& id) {
+  if (Block* known = find(id); known != nullptr && can_be_had(*known)) return known;
+  if (records_.pages_left() == 0) return nullptr;
+  const auto it = blocks_.find(id[1]);
+  // Its bytes are on their way, or another block has its key.
+  if (it != blocks_.end() && (it->second.id != id || it->second.in_dram != InDram::kNone)) {
+    return nullptr;
+  }
+  std::optional<Records::Found> found = records_.find(keys_of(id));
+  if (!found) return nullptr;
+  Block& block = blocks_[id[1]];
+  block.id = id;
+  block.in_store = InStore::kStored;
+  block.generation = found->generation;
+  block.locators = std::move(found->locators);
+  ++stats_.stored;
+  return &block;
+}
+
+std::size_t BlockCache::contains(const Identity& identity, std::span<const wire::BlockName> names) {
+  std::size_t run = 0;
+  for (; run < names.size(); ++run) {
+    const Id id = id_of(identity, names[run]);
+    if (const Block* block = find(id); block != nullptr && can_be_had(*block)) continue;
+    if (records_.pages_left() == 0 || !records_.has(keys_of(id))) break;
+  }
+  return run;
+}
+
+// -------------------------------------------------------------------------------------- requests
+
+void BlockCache::begin(Lease* lease) {
+  lease->slots.clear();
+  lease->blocks.clear();
+  lease->is_ended = lease->is_done = false;
+  std::vector<Id> path;
+  path.reserve(lease->names.size());
+  for (const wire::BlockName& name : lease->names) path.push_back(id_of(lease->identity, name));
+  ++stats_.requests;
+  stats_.asked += path.size();
+  for (const Id& id : path) {
+    Block* block = stopping_ ? nullptr : find_to_have(id);
+    if (block == nullptr) break;
+    stats_.leased += block->leases++ == 0;
+    lease->blocks.push_back(block);
+  }
+  if (!stopping_) serve(*lease, path);
+  lease->waits = 1;  // until all have been asked for
+  for (Block* block : lease->blocks) {
+    if (block->in_dram == InDram::kReady) {
+      ++stats_.hits_dram;
+      continue;
+    }
+    ++lease->waits;
+    block->waiting.push_back(lease);
+    ++stats_.hits_stored;
+    if (block->in_dram == InDram::kNone) {
+      block->in_dram = InDram::kWaiting;
+      to_restore_.push_back(block);
+    }
+  }
+  if (--lease->waits == 0) resolve(*lease);
+  use_free_slots();
+}
+
+void BlockCache::resolve(Lease& lease) {
+  std::size_t run = 0;
+  while (!lease.is_ended && run < lease.blocks.size() &&
+         lease.blocks[run]->in_dram == InDram::kReady) {
+    lease.slots.push_back(lease.blocks[run++]->slot);
+  }
+  if (!lease.is_ended) stats_.hits_lost += lease.blocks.size() - run;
+  for (std::size_t i = run; i < lease.blocks.size(); ++i) unlease(*lease.blocks[i]);
+  lease.blocks.resize(run);
+  lease.is_done = true;
+  lease.done(&lease);
+}
+
+void BlockCache::end(Lease* lease) {
+  lease->is_ended = true;
+  if (!lease->is_done) return;
+  for (Block* block : lease->blocks) unlease(*block);
+  lease->blocks.clear();
+  use_free_slots();
+}
+
+void BlockCache::unlease(Block& block) {
+  if (--block.leases > 0) return;
+  --stats_.leased;
+  settle(block.id[1]);
+}
+
+void BlockCache::serve(const Lease& lease, const std::vector<Id>& path) {
+  std::vector<policy::BlockKey> keys;
+  keys.reserve(path.size());
+  for (const Id& id : path) {
+    const auto [it, is_new] = blocks_.try_emplace(id[1]);
+    if (is_new) it->second.id = id;
+    if (it->second.id != id) break;  // what follows cannot be had either
+    keys.push_back(id[1]);
+  }
+  policy::BlockRequest request;
+  request.time_ms = last_ms_ = std::max(last_ms_, lease.time_ms);
+  request.path = keys;
+  request.tail_is_partial = lease.tail_is_partial;
+  request.input_tokens = lease.input_tokens;
+  request.output_tokens = lease.output_tokens;
+  std::vector<policy::BlockKey> changed;
+  const auto tell = [&](policy::BlockPolicy& policy, bool Block::*is_wanted) {
+    const std::size_t before = changed.size();
+    policy.serve(request, &changed);
+    for (const policy::BlockKey key : keys) blocks_.at(key).*is_wanted = true;
+    for (std::size_t i = before; i < changed.size(); ++i) {
+      if (const auto it = blocks_.find(changed[i]); it != blocks_.end()) {
+        it->second.*is_wanted = false;
+      }
+    }
+  };
+  tell(*dram_policy_, &Block::dram_wanted);
+  if (store_policy_ != nullptr) tell(*store_policy_, &Block::store_wanted);
+  for (const policy::BlockKey key : changed) settle(key);
+  for (const policy::BlockKey key : keys) settle(key);
+}
+
+void BlockCache::put(Put* put) {
+  const Id id = id_of(put->identity, put->name);
+  Block* block = find(id);
+  const bool is_there = block != nullptr && (block->in_dram != InDram::kNone || can_be_had(*block));
+  if (is_there || (!stopping_ && find_to_have(id) != nullptr)) {
+    ++stats_.puts_known;
+    put->done(put, {});
+    return;
+  }
+  bool is_empty = false;
+  const bool is_wanted =
+      block != nullptr && !stopping_ && (block->dram_wanted || block->store_wanted);
+  const std::uint32_t slot = is_wanted ? take_slot(&is_empty) : kNoSlot;
+  if (is_wanted && slot == kNoSlot && slot_may_come()) {
+    to_put_.push_back(put);
+    return;
+  }
+  if (slot == kNoSlot) {
+    ++stats_.puts_refused;
+    put->done(put, is_wanted ? Status(Code::kNoMemory, "no slot is free in DRAM")
+                             : Status(Code::kNoSpace, "the block is not kept"));
+    return;
+  }
+  block->slot = slot;
+  block->in_dram = InDram::kFilling;
+  put->cache = this;
+  put->block = block;
+  put->status = {};
+  os::Job& job = *put;
+  job.work = [](os::Job* self) {
+    auto* p = static_cast<Put*>(self);
+    const BlockCache& cache = *p->cache;
+    const std::uint64_t offset = p->block->slot * cache.slot_bytes_;
+    p->status = cache.make_memory(p->block->slot);
+    if (!p->status.ok()) return;
+    std::byte* to = cache.memory_.data() + offset;
+    std::memcpy(to, p->bytes, cache.options_.block_bytes);
+    std::memset(to + cache.options_.block_bytes, 0, cache.slot_bytes_ - cache.options_.block_bytes);
+  };
+  job.done = [](os::Job* self) {
+    auto* p = static_cast<Put*>(self);
+    BlockCache& cache = *p->cache;
+    Block& filled = *p->block;
+    --cache.jobs_;
+    if (p->status.ok()) {
+      filled.in_dram = InDram::kReady;
+      ++cache.stats_.ready;
+      ++cache.stats_.puts;
+    } else {
+      cache.free_slot(filled, false);
+      ++cache.stats_.puts_refused;
+    }
+    cache.settle(filled.id[1]);
+    cache.use_free_slots();
+    p->done(p, p->status);
+  };
+  ++jobs_;
+  workers_.execute(&job);
+}
+
+// Carries out what the policies say, as far as it can be done now. The block may be gone then.
+void BlockCache::settle(policy::BlockKey key) {
+  const auto it = blocks_.find(key);
+  if (it == blocks_.end()) return;
+  Block& block = it->second;
+  // Whatever moves comes here when it is done.
+  if (block.in_dram == InDram::kWaiting || block.in_dram == InDram::kFilling ||
+      block.in_store == InStore::kWriting) {
+    return;
+  }
+  if (block.in_store == InStore::kStored && !block.store_wanted && block.leases == 0) {
+    release_records(block);
+    ++stats_.dropped_stored;
+  }
+  if (block.in_dram == InDram::kReady && block.in_store == InStore::kNone && block.store_wanted &&
+      (options_.write_through || !block.dram_wanted) && !stopping_) {
+    std::uint32_t pages = 0;
+    while (pages < pages_ && records_.reserve()) ++pages;
+    if (pages == pages_) {
+      block.in_store = InStore::kWriting;
+      block.next_page = 0;
+      block.failed = false;
+      block.generation = records_.next_generation();
+      block.locators.assign(pages_, tier::kNoLocator);
+      to_write_.push_back(&block);
+      pump_writes();
+      return;
+    }
+    records_.give_back(pages);
+    block.store_wanted = false;  // others have the room
+  }
+  if (block.in_dram == InDram::kReady && block.leases == 0 && !block.dram_wanted) {
+    ++stats_.dropped_dram;
+    free_slot(block, true);
+  }
+  if (!can_be_had(block) && block.leases == 0 && !block.dram_wanted && !block.store_wanted) {
+    blocks_.erase(it);
+  }
+}
+
+void BlockCache::set_capacity(std::uint64_t slots, std::uint64_t stored_blocks) {
+  options_.slots = std::min(slots, options_.slots_max);
+  options_.stored_blocks = stored_blocks;
+  std::vector<policy::BlockKey> gone;
+  const auto tell = [&](policy::BlockPolicy& policy, std::uint64_t blocks, bool Block::*is_wanted) {
+    const std::size_t before = gone.size();
+    policy.set_capacity(blocks, &gone);
+    for (std::size_t i = before; i < gone.size(); ++i) {
+      if (const auto it = blocks_.find(gone[i]); it != blocks_.end()) it->second.*is_wanted = false;
+    }
+  };
+  tell(*dram_policy_, counted_slots(options_.slots), &Block::dram_wanted);
+  if (store_policy_ != nullptr) tell(*store_policy_, stored_blocks, &Block::store_wanted);
+  for (const policy::BlockKey key : gone) settle(key);
+  punch_spare();
+  use_free_slots();
+}
+
+void BlockCache::stop() {
+  stopping_ = true;
+  pump_writes();
+  use_free_slots();
+}
+
+bool BlockCache::idle() const { return !slot_may_come() && to_restore_.empty() && to_put_.empty(); }
+
+// ----------------------------------------------------------------------------------------- slots
+
+std::uint32_t BlockCache::take_slot(bool* is_empty) {
+  if (slots_used_ >= options_.slots) return kNoSlot;
+  *is_empty = spare_slots_.empty();
+  std::vector<std::uint32_t>& from = *is_empty ? empty_slots_ : spare_slots_;
+  if (from.empty()) return kNoSlot;  // all others are just being emptied
+  const std::uint32_t slot = from.back();
+  from.pop_back();
+  ++slots_used_;
+  return slot;
+}
+
+// All of it or, where that fails, nothing. Any thread.
+Status BlockCache::make_memory(std::uint32_t slot) const {
+  const std::uint64_t offset = slot * slot_bytes_;
+  const Status status = memory_.populate(offset, slot_bytes_);
+  if (!status.ok()) (void)memory_.punch(offset, slot_bytes_);
+  return status;
+}
+
+void BlockCache::free_slot(Block& block, bool has_memory) {
+  stats_.ready -= block.in_dram == InDram::kReady;
+  block.in_dram = InDram::kNone;
+  (has_memory ? spare_slots_ : empty_slots_).push_back(std::exchange(block.slot, kNoSlot));
+  --slots_used_;
+  punch_spare();
+}
+
+bool BlockCache::slot_may_come() const {
+  return jobs_ > 0 || !to_read_.empty() || !to_write_.empty() ||
+         idle_reads_.size() < reads_.size() || idle_writes_.size() < writes_.size();
+}
+
+void BlockCache::use_free_slots() {
+  while (!to_restore_.empty() || !to_put_.empty()) {
+    const bool is_free =
+        slots_used_ < options_.slots && !(empty_slots_.empty() && spare_slots_.empty());
+    if (!is_free && slot_may_come() && !stopping_) return;
+    if (!to_restore_.empty()) {
+      Block& block = *to_restore_.front();
+      to_restore_.pop_front();
+      block.in_dram = InDram::kNone;
+      if (is_free && !stopping_) {
+        restore(block);
+      } else {
+        wake_waiting(block);
+      }
+    } else {
+      Put* next = to_put_.front();
+      to_put_.pop_front();
+      put(next);
+    }
+  }
+}
+
+void BlockCache::punch_spare() {
+  while (!spare_slots_.empty() && slots_used_ + spare_slots_.size() > options_.slots) {
+    auto* job = new SlotJob;
+    job->cache = this;
+    job->slot = spare_slots_.back();
+    spare_slots_.pop_back();
+    job->work = [](os::Job* self) {
+      auto* punched = static_cast<SlotJob*>(self);
+      const BlockCache& cache = *punched->cache;
+      (void)cache.memory_.punch(punched->slot * cache.slot_bytes_, cache.slot_bytes_);
+    };
+    job->done = [](os::Job* self) {
+      const std::unique_ptr<SlotJob> punched(static_cast<SlotJob*>(self));
+      punched->cache->empty_slots_.push_back(punched->slot);
+      --punched->cache->jobs_;
+      punched->cache->use_free_slots();
+    };
+    ++jobs_;
+    workers_.execute(job);
+  }
+}
+
+// --------------------------------------------------------------------------- DRAM from the store
+
+void BlockCache::restore(Block& block) {
+  KV_CHECK(block.in_dram == InDram::kNone && block.in_store == InStore::kStored);
+  bool is_empty = false;
+  const std::uint32_t slot = take_slot(&is_empty);
+  KV_CHECK(slot != kNoSlot);
+  block.slot = slot;
+  block.in_dram = InDram::kFilling;
+  block.next_page = 0;
+  block.failed = false;
+  if (!is_empty) {
+    to_read_.push_back(&block);
+    pump_reads();
+    return;
+  }
+  auto* job = new SlotJob;
+  job->cache = this;
+  job->block = &block;
+  job->slot = slot;
+  job->work = [](os::Job* self) {
+    auto* made = static_cast<SlotJob*>(self);
+    const BlockCache& cache = *made->cache;
+    made->status = cache.make_memory(made->slot);
+  };
+  job->done = [](os::Job* self) {
+    const std::unique_ptr<SlotJob> made(static_cast<SlotJob*>(self));
+    BlockCache& cache = *made->cache;
+    --cache.jobs_;
+    if (made->status.ok()) {
+      cache.to_read_.push_back(made->block);
+      cache.pump_reads();
+    } else {
+      cache.free_slot(*made->block, false);
+      cache.wake_waiting(*made->block);
+    }
+    cache.use_free_slots();
+  };
+  ++jobs_;
+  workers_.execute(job);
+}
+
+void BlockCache::pump_reads() {
+  while (!to_read_.empty()) {
+    Block& block = *to_read_.front();
+    const std::vector<tier::Key> keys = keys_of(block.id);
+    while (block.next_page < pages_ && !block.failed && !idle_reads_.empty()) {
+      PageRead* read = idle_reads_.back();
+      read->block = &block;
+      read->key = keys[block.next_page];
+      read->generation = block.generation;
+      read->locator = block.locators[block.next_page];
+      read->page = slot_at(block.slot) + block.next_page * options_.page_bytes;
+      block.failed = !records_.store()->read(read).ok();
+      if (block.failed) break;
+      idle_reads_.pop_back();
+      ++block.pages_moving;
+      ++block.next_page;
+    }
+    if (block.next_page < pages_ && !block.failed) return;  // all reads are under way
+    to_read_.pop_front();
+    block.next_page = pages_;
+    if (block.pages_moving == 0) filled(block);
+  }
+}
+
+void BlockCache::filled(Block& block) {
+  if (block.failed) {
+    free_slot(block, true);
+    release_records(block);  // as good as lost
+    ++stats_.read_errors;
+  } else {
+    block.in_dram = InDram::kReady;
+    ++stats_.ready;
+    ++stats_.read;
+  }
+  wake_waiting(block);
+}
+
+// The block may be gone then.
+void BlockCache::wake_waiting(Block& block) {
+  const policy::BlockKey key = block.id[1];
+  const std::vector<Lease*> waiting = std::move(block.waiting);
+  block.waiting.clear();
+  for (Lease* lease : waiting) {
+    if (--lease->waits == 0) resolve(*lease);
+  }
+  settle(key);
+}
+
+// --------------------------------------------------------------------------- the store from DRAM
+
+void BlockCache::pump_writes() {
+  while (!to_write_.empty()) {
+    Block& block = *to_write_.front();
+    if (block.next_page == 0 && (stopping_ || !block.store_wanted)) {
+      to_write_.pop_front();
+      block.in_store = InStore::kNone;
+      block.locators.clear();
+      records_.give_back(pages_);
+      settle(block.id[1]);
+      continue;
+    }
+    const std::vector<tier::Key> keys = keys_of(block.id);
+    while (block.next_page < pages_ && !block.failed && !idle_writes_.empty()) {
+      PageWrite* write = idle_writes_.back();
+      write->block = &block;
+      write->index = block.next_page;
+      write->key = keys[block.next_page];
+      write->generation = block.generation;
+      write->page = slot_at(block.slot) + block.next_page * options_.page_bytes;
+      write->locator = tier::kNoLocator;
+      block.failed = !records_.store()->write(write).ok();
+      if (block.failed) break;
+      idle_writes_.pop_back();
+      ++block.pages_moving;
+      ++block.next_page;
+    }
+    if (block.next_page < pages_ && !block.failed) return;
+    to_write_.pop_front();
+    block.next_page = pages_;
+    if (block.pages_moving == 0) written(block);
+  }
+}
+
+void BlockCache::written(Block& block) {
+  block.in_store = InStore::kStored;
+  ++stats_.stored;
+  if (block.failed) {
+    release_records(block);
+    block.store_wanted = false;
+    ++stats_.write_errors;
+  } else {
+    ++stats_.written;
+  }
+  settle(block.id[1]);
+}
+
+void BlockCache::release_records(Block& block) {
+  const std::vector<tier::Key> keys = keys_of(block.id);
+  for (std::uint32_t page = 0; page < pages_; ++page) {
+    if (block.locators[page] == tier::kNoLocator) continue;
+    (void)records_.store()->release(keys[page], block.generation, block.locators[page]);
+  }
+  records_.give_back(pages_);
+  block.locators.clear();
+  block.in_store = InStore::kNone;
+  --stats_.stored;
+}
+
+// -------------------------------------------------------------------------------------- for tests
+
+CacheStats BlockCache::stats() const {
+  CacheStats stats = stats_;
+  stats.known = blocks_.size();
+  stats.slots_used = slots_used_;
+  return stats;
+}
+
+void BlockCache::validate() const {
+  dram_policy_->validate();
+  if (store_policy_ != nullptr) store_policy_->validate();
+  std::vector<bool> seen(options_.slots_max);
+  CacheStats counted;
+  for (const auto& [key, block] : blocks_) {
+    KV_CHECK(block.id[1] == key);
+    const bool has_slot = block.in_dram == InDram::kFilling || block.in_dram == InDram::kReady;
+    KV_CHECK(has_slot == (block.slot != kNoSlot));
+    KV_CHECK((block.in_store == InStore::kNone) == block.locators.empty());
+    KV_CHECK(block.in_store != InStore::kWriting || block.in_dram == InDram::kReady);
+    KV_CHECK(block.waiting.empty() || block.in_dram == InDram::kWaiting ||
+             block.in_dram == InDram::kFilling);
+    counted.ready += block.in_dram == InDram::kReady;
+    counted.leased += block.leases > 0;
+    counted.stored += block.in_store == InStore::kStored;
+    counted.slots_used += block.slot != kNoSlot;
+    if (block.slot == kNoSlot) continue;
+    KV_CHECK(!seen[block.slot]);
+    seen[block.slot] = true;
+  }
+  for (const auto* slots : {&empty_slots_, &spare_slots_}) {
+    for (const std::uint32_t slot : *slots) {
+      KV_CHECK(!seen[slot]);
+      seen[slot] = true;
+    }
+  }
+  KV_CHECK(counted.ready == stats_.ready && counted.leased == stats_.leased);
+  KV_CHECK(counted.stored == stats_.stored && counted.slots_used == slots_used_);
+}
+
+}  // namespace kvmem::cache

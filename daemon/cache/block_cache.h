@@ -1,0 +1,265 @@
+// BlockCache: immutable blocks of KV cache of one user and one size, in DRAM and in the page store.
+//
+// A block's name is 128 bits that stand for all that decides its bytes: the chained hash of the
+// tokens up to its end, beside the identity of the model, layout and revision. Bytes once put under
+// a name are the name's until both tiers have lost them; putting again changes nothing.
+//
+//   DRAM:   none -> filling -> ready -> none     filling: put, or read from the store; a read
+//           none -> waiting -> filling           waits while slots are being emptied
+//   store:  none -> writing -> stored -> none    written from a ready slot, one record a page
+//
+// WHO STAYS. Two policies, of the DRAM slots and of the store's share, are told of the same
+// requests. settle() alone carries out what they say: a block wanted in the store is written (at
+// once, or when DRAM loses it), and leaves DRAM when nobody wants it there, nobody has leased it
+// and the store has it. What the policies know and the bytes that are there need not agree: an
+// engine may never put what it announced, a read may fail. Bytes count, always.
+//
+// Slots are in memory that engines can only read. A leased slot keeps its bytes; one is used again
+// only after its last lease has ended.
+//
+// Loop only; leases and puts are the caller's objects, nothing here waits.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/page.h"
+#include "base/status.h"
+#include "cache/records.h"
+#include "os/memory.h"
+#include "os/workers.h"
+#include "policy/block_policy.h"
+#include "tier/store.h"
+#include "wire/cache.h"
+
+namespace kvmem::cache {
+
+struct Identity {
+  std::uint64_t hi = 0;
+  std::uint64_t lo = 0;
+};
+
+struct CacheOptions {
+  std::uint32_t uid = 0;
+  std::uint64_t block_bytes = 0;    // 1 .. kCacheBlockBytesMax
+  std::uint64_t slots_max = 1;      // that the memory has addresses for
+  std::uint64_t slots = 1;          // of them, in DRAM
+  std::uint64_t stored_blocks = 0;  // in the store
+  std::string policy = "kvmem";     // of block_policy_names()
+  bool write_through = true;        // to the store when put; else when DRAM loses it
+  os::MemoryKind memory_kind = os::MemoryKind::kShmem;
+  std::uint64_t page_bytes = kPageBytes;  // the store's
+};
+
+struct CacheStats {
+  // Gauges, in blocks.
+  std::uint64_t known = 0;
+  std::uint64_t ready = 0;   // in DRAM
+  std::uint64_t leased = 0;  // of them
+  std::uint64_t stored = 0;  // in the store, those that are also in DRAM too
+  std::uint64_t slots_used = 0;
+  // Counters, in blocks.
+  std::uint64_t requests = 0;
+  std::uint64_t asked = 0;        // in all paths
+  std::uint64_t hits_dram = 0;    // leased at once
+  std::uint64_t hits_stored = 0;  // leased after a read
+  std::uint64_t hits_lost = 0;    // promised by the table, and could not be had
+  std::uint64_t puts = 0;
+  std::uint64_t puts_known = 0;    // were there
+  std::uint64_t puts_refused = 0;  // not worth keeping, or no slot
+  std::uint64_t written = 0;
+  std::uint64_t write_errors = 0;
+  std::uint64_t read = 0;
+  std::uint64_t read_errors = 0;
+  std::uint64_t dropped_dram = 0;
+  std::uint64_t dropped_stored = 0;
+};
+
+class BlockCache {
+  struct Block;
+
+ public:
+  // A request's blocks, while it uses them. Unchanged by its owner from begin() until `done`, kept
+  // until end() and `done`.
+  struct Lease {
+    void (*done)(Lease* self) = nullptr;  // once: what can be had is there
+    void* context = nullptr;              // the caller's
+    Identity identity;
+    std::vector<wire::BlockName> names;  // the path, from the start of the prompt
+    std::uint64_t time_ms = 0;           // never less than before, else taken as that
+    std::uint32_t input_tokens = 0;
+    std::uint32_t output_tokens = 0;
+    bool tail_is_partial = false;
+    std::vector<std::uint32_t> slots;  // out: of the path's leading blocks
+
+   private:
+    friend class BlockCache;
+    std::vector<Block*> blocks;
+    std::size_t waits = 0;
+    bool is_ended = false;
+    bool is_done = false;
+  };
+
+  struct Put : private os::Job {
+    // OK, also where the name has its bytes already. kNoSpace: it is not kept (of no request that
+    // began, or not worth it). kNoMemory: no slot is free, and none will be before a lease ends.
+    void (*done)(Put* self, Status status) = nullptr;
+    void* context = nullptr;
+    Identity identity;
+    wire::BlockName name;
+    const std::byte* bytes = nullptr;  // block_bytes; what they are when they are copied counts
+
+   private:
+    friend class BlockCache;
+    BlockCache* cache = nullptr;
+    Block* block = nullptr;
+    Status status;
+  };
+
+  // `workers` and `records` outlive the cache.
+  static Result<std::unique_ptr<BlockCache>> create(const CacheOptions& options,
+                                                    os::Executor& workers, Records& records);
+  // REQUIRES: idle(), all leases ended. What is stored is left to `records`.
+  ~BlockCache();
+  BlockCache(const BlockCache&) = delete;
+  BlockCache& operator=(const BlockCache&) = delete;
+
+  // How many blocks at the path's start can be had. Changes nothing.
+  std::size_t contains(const Identity& identity, std::span<const wire::BlockName> names);
+  // `done` may run before it returns.
+  void begin(Lease* lease);
+  // Before `done` has run, it still runs, with nothing leased.
+  void end(Lease* lease);
+  void put(Put* put);
+
+  // Live configuration: DRAM and the store's share, in blocks.
+  void set_capacity(std::uint64_t slots, std::uint64_t stored_blocks);
+  // Nothing new is read or written; what is under way ends.
+  void stop();
+  bool idle() const;
+
+  const CacheOptions& options() const { return options_; }
+  const os::SharedMemory& memory() const { return memory_; }
+  std::uint64_t slot_bytes() const { return slot_bytes_; }
+  CacheStats stats() const;
+  // Stops the process where the structures contradict each other. Walks everything.
+  void validate() const;
+
+ private:
+  using Id = std::array<std::uint64_t, 2>;
+  static constexpr std::uint32_t kNoSlot = UINT32_MAX;
+  static constexpr unsigned kReadsMax = 32;  // pages, at the store
+  static constexpr unsigned kWritesMax = 16;
+
+  enum class InDram : std::uint8_t { kNone, kWaiting, kFilling, kReady };
+  enum class InStore : std::uint8_t { kNone, kWriting, kStored };
+
+  struct Block {
+    Id id{};
+    std::uint32_t slot = kNoSlot;
+    std::uint32_t leases = 0;
+    std::uint32_t next_page = 0;  // of a read or write, that has not been started
+    std::uint32_t pages_moving = 0;
+    InDram in_dram = InDram::kNone;
+    InStore in_store = InStore::kNone;
+    bool dram_wanted = false;  // by the policies
+    bool store_wanted = false;
+    bool failed = false;           // a page of the read or write
+    std::uint64_t generation = 0;  // of its records
+    std::vector<tier::Locator> locators;
+    std::vector<Lease*> waiting;  // for the read
+  };
+
+  struct PageRead : tier::ReadOp {
+    BlockCache* cache = nullptr;
+    Block* block = nullptr;
+  };
+  struct PageWrite : tier::WriteOp {
+    BlockCache* cache = nullptr;
+    Block* block = nullptr;
+    std::uint32_t index = 0;
+  };
+  // A slot's memory is made, or given back, off the loop.
+  struct SlotJob : os::Job {
+    BlockCache* cache = nullptr;
+    Block* block = nullptr;  // null: given back
+    std::uint32_t slot = 0;
+    Status status;
+  };
+
+  BlockCache(const CacheOptions& options, os::Executor& workers, Records& records,
+             os::SharedMemory memory);
+
+  // Names and blocks.
+  Id id_of(const Identity& identity, const wire::BlockName& name) const;
+  std::vector<tier::Key> keys_of(const Id& id) const;
+  Block* find(const Id& id);
+  static bool can_be_had(const Block& block) {
+    return block.in_dram == InDram::kReady || block.in_store == InStore::kStored;
+  }
+  // Null: it cannot be had. Takes over what an earlier daemon left.
+  Block* find_to_have(const Id& id);
+
+  void serve(const Lease& lease, const std::vector<Id>& path);
+  void settle(policy::BlockKey key);
+  void resolve(Lease& lease);
+  void unlease(Block& block);
+
+  // Slots.
+  std::uint32_t take_slot(bool* is_empty);
+  Status make_memory(std::uint32_t slot) const;
+  void free_slot(Block& block, bool has_memory);
+  void punch_spare();
+  std::byte* slot_at(std::uint32_t slot) const { return memory_.data() + slot * slot_bytes_; }
+
+  // Who waits for a slot gets one, or hears that there will be none.
+  void use_free_slots();
+  bool slot_may_come() const;
+
+  // DRAM from the store. REQUIRES: a slot is free.
+  void restore(Block& block);
+  void pump_reads();
+  void filled(Block& block);
+  void wake_waiting(Block& block);
+
+  // The store from DRAM.
+  void pump_writes();
+  void written(Block& block);
+  void release_records(Block& block);
+
+  CacheOptions options_;
+  const std::uint64_t slot_bytes_;
+  const std::uint32_t pages_;  // of a block
+  os::Executor& workers_;
+  Records& records_;
+  const os::SharedMemory memory_;
+  std::unique_ptr<policy::BlockPolicy> dram_policy_;
+  std::unique_ptr<policy::BlockPolicy> store_policy_;  // null: no store
+
+  std::unordered_map<policy::BlockKey, Block> blocks_;  // by id[1]
+  std::vector<std::uint32_t> empty_slots_;              // have no memory
+  std::vector<std::uint32_t> spare_slots_;              // have
+  std::uint64_t slots_used_ = 0;
+
+  std::deque<Block*> to_restore_;  // wait for a slot
+  std::deque<Put*> to_put_;        // likewise
+  std::deque<Block*> to_read_;
+  std::deque<Block*> to_write_;
+  std::vector<std::unique_ptr<PageRead>> reads_;
+  std::vector<std::unique_ptr<PageWrite>> writes_;
+  std::vector<PageRead*> idle_reads_;
+  std::vector<PageWrite*> idle_writes_;
+  std::uint64_t jobs_ = 0;  // at the workers
+  std::uint64_t last_ms_ = 0;
+  bool stopping_ = false;
+  CacheStats stats_;
+};
+
+}  // namespace kvmem::cache

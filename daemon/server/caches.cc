@@ -1,0 +1,235 @@
+#include "server/caches.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "os/clock.h"
+#include "server/server.h"
+
+namespace kvmem::server {
+namespace {
+
+using cache::BlockCache;
+using wire::Reply;
+using wire::Request;
+
+constexpr std::size_t kCachesMax = 64;
+constexpr std::ptrdiff_t kCachesOfAUserMax = 8;
+constexpr std::size_t kLeasesMax = 4096;  // of a connection
+
+// As the engine put them there; it may change them meanwhile.
+std::vector<wire::BlockName> names_from(const CacheConnection& from, std::uint64_t count) {
+  std::vector<wire::BlockName> names(count);
+  std::memcpy(names.data(), from.at(0), count * sizeof(wire::BlockName));
+  return names;
+}
+
+// The lease is there, or as much of it as can be.
+void begun(BlockCache::Lease* lease) {
+  auto* c = static_cast<CacheConnection*>(lease->context);
+  const std::uint64_t number = std::exchange(c->beginning, 0);
+  if (c->session->ending) {
+    c->leases.erase(number);
+    return c->owner->cache_ended(*c->session);
+  }
+  Reply reply;
+  reply.page_count = lease->slots.size();
+  std::memcpy(c->at(wire::kCacheSlotsOffset), lease->slots.data(),
+              lease->slots.size() * sizeof(std::uint32_t));
+  if (lease->slots.empty()) {
+    c->leases.erase(number);  // nothing to end
+  } else {
+    reply.region_id = number;
+  }
+  c->owner->answer(*c->session, reply);
+}
+
+void was_put(BlockCache::Put* put, Status status) {
+  auto* c = static_cast<CacheConnection*>(put->context);
+  c->is_putting = false;
+  if (c->session->ending) return c->owner->cache_ended(*c->session);
+  c->owner->answer(*c->session, status.ok() ? Reply{} : refuse_status(status));
+}
+
+}  // namespace
+
+Caches::Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config)
+    : loop_(loop), owner_(owner), config_(config), records_(loop.store(), config.store_pages()) {}
+
+Caches::~Caches() = default;
+
+bool Caches::handle(Session& session, const Request& request, Reply* reply,
+                    std::vector<UniqueFd>* fds) {
+  if (request.op == wire::Op::kCacheOpen) {
+    *reply = open(session, request, fds);
+    return true;
+  }
+  CacheConnection* c = session.cache.get();
+  if (c == nullptr) {
+    *reply = refuse(EPROTO, "send CacheOpen first");
+    return true;
+  }
+  if (c->is_busy()) {
+    *reply = refuse(EBUSY, "the request before it has not been answered");
+    return true;
+  }
+  const bool names = request.op == wire::Op::kCacheContains || request.op == wire::Op::kCacheBegin;
+  if (names && request.page_count > wire::kCacheNamesMax) {
+    *reply = refuse(E2BIG, "a request names at most 16,384 blocks");
+    return true;
+  }
+  switch (request.op) {
+    case wire::Op::kCacheContains:
+      reply->page_count = c->cache().contains(c->identity, names_from(*c, request.page_count));
+      return true;
+    case wire::Op::kCacheBegin:
+      return begin(session, request, reply);
+    case wire::Op::kCacheEnd: {
+      const auto lease = c->leases.find(request.region_id);
+      if (lease == c->leases.end()) {
+        *reply = refuse(ENOENT, "no request with this number has begun");
+      } else {
+        c->cache().end(&lease->second);
+        c->leases.erase(lease);
+      }
+      return true;
+    }
+    default:
+      return put(session, reply);
+  }
+}
+
+Reply Caches::open(Session& session, const Request& request, std::vector<UniqueFd>* fds) {
+  if (session.cache != nullptr) return refuse(EALREADY, "this connection has a cache");
+  const Key key{session.peer.uid, request.size_bytes};
+  if (key.block_bytes == 0 || key.block_bytes > wire::kCacheBlockBytesMax) {
+    return refuse(EINVAL, "blocks have 1 byte to 64 MiB");
+  }
+  const std::uint64_t slots_max = config_.dram_bytes / wire::cache_slot_bytes(request.size_bytes);
+  if (slots_max == 0) {
+    return refuse(ENOMEM, "not one such block fits into cache.dram of kvmemd's configuration");
+  }
+  auto connection = std::make_unique<CacheConnection>();
+  auto exchange =
+      os::SharedMemory::create("kvmem-exchange", wire::cache_exchange_bytes(request.size_bytes),
+                               os::MemoryKind::kShmem, false);
+  if (!exchange.ok()) return refuse_status(exchange.status());
+  connection->exchange = *std::move(exchange);
+  auto found = caches_.find(key);
+  if (found == caches_.end()) {
+    if (!make_room(key.uid)) {
+      return refuse(EUSERS, "too many sizes of blocks are in use: close a cache of another size");
+    }
+    cache::CacheOptions options;
+    options.uid = key.uid;
+    options.block_bytes = key.block_bytes;
+    options.slots_max = slots_max;
+    options.policy = config_.policy;
+    options.write_through = config_.write_through;
+    options.memory_kind = loop_.memory_kind();
+    auto made = BlockCache::create(options, loop_.workers(), records_);
+    if (!made.ok()) return refuse_status(made.status());
+    found = caches_.emplace(key, Held{*std::move(made), 0}).first;
+    share();
+  }
+  Held& held = found->second;
+  auto blocks = os::reopen(held.cache->memory().fd(), O_RDONLY);
+  if (!blocks.ok()) return refuse_status(blocks.status());
+  fds->push_back(*std::move(blocks));
+  fds->emplace_back(::fcntl(connection->exchange.fd(), F_DUPFD_CLOEXEC, 0));
+  ++held.connections;
+  connection->session = &session;
+  connection->owner = &owner_;
+  connection->held = &held;
+  connection->identity = {request.identity[0], request.identity[1]};
+  session.cache = std::move(connection);
+  Reply reply;
+  reply.size_bytes = held.cache->memory().size_bytes();
+  reply.page_count = slots_max;
+  return reply;
+}
+
+bool Caches::begin(Session& session, const Request& request, Reply* reply) {
+  CacheConnection& c = *session.cache;
+  if (c.leases.size() >= kLeasesMax) {
+    *reply = refuse(EMFILE, "too many requests have begun and not ended");
+    return true;
+  }
+  const std::uint64_t number = c.next_lease++;
+  BlockCache::Lease& lease = c.leases[number];
+  lease.done = begun;
+  lease.context = &c;
+  lease.identity = c.identity;
+  lease.names = names_from(c, request.page_count);
+  lease.time_ms = request.time_ms != 0 ? request.time_ms : os::now_ns() / 1'000'000;
+  lease.input_tokens = request.input_tokens;
+  lease.output_tokens = request.output_tokens;
+  lease.tail_is_partial = (request.flags & Request::kPartial) != 0;
+  c.beginning = number;
+  c.cache().begin(&lease);
+  return false;
+}
+
+bool Caches::put(Session& session, Reply* /*reply*/) {
+  CacheConnection& c = *session.cache;
+  c.put.done = was_put;
+  c.put.context = &c;
+  c.put.identity = c.identity;
+  std::memcpy(&c.put.name, c.at(0), sizeof c.put.name);
+  c.put.bytes = c.at(wire::kCacheStagingOffset);
+  c.is_putting = true;
+  c.cache().put(&c.put);
+  return false;
+}
+
+void Caches::drop(Session& session) {
+  CacheConnection* c = session.cache.get();
+  if (c == nullptr || c->held == nullptr) return;
+  for (auto it = c->leases.begin(); it != c->leases.end();) {
+    const auto lease = it++;
+    c->cache().end(&lease->second);
+    if (lease->first != c->beginning) c->leases.erase(lease);  // else once it is answered
+  }
+  if (!c->is_busy()) --std::exchange(c->held, nullptr)->connections;
+}
+
+// A cache nobody is connected to makes room for one more.
+bool Caches::make_room(std::uint32_t uid) {
+  const auto of_user = std::count_if(caches_.begin(), caches_.end(),
+                                     [&](const auto& c) { return c.first.uid == uid; });
+  if (of_user < kCachesOfAUserMax && caches_.size() < kCachesMax) return true;
+  const auto unused = std::find_if(caches_.begin(), caches_.end(), [&](const auto& c) {
+    return c.second.connections == 0 && c.second.cache->idle() &&
+           (of_user < kCachesOfAUserMax || c.first.uid == uid);
+  });
+  if (unused == caches_.end()) return false;
+  caches_.erase(unused);
+  return true;
+}
+
+void Caches::share() {
+  std::map<std::uint32_t, std::uint64_t> of_user;
+  for (const auto& [key, held] : caches_) ++of_user[key.uid];
+  for (auto& [key, held] : caches_) {
+    const std::uint64_t parts = of_user.size() * of_user[key.uid];
+    const std::uint64_t block_pages = pages_for(key.block_bytes);
+    held.cache->set_capacity(std::max<std::uint64_t>(config_.dram_pages() / parts / block_pages, 1),
+                             records_.pages_max() / parts / block_pages);
+  }
+  owner_.dram_changed();
+}
+
+void Caches::stop() {
+  for (auto& [key, held] : caches_) held.cache->stop();
+}
+
+bool Caches::idle() const {
+  return std::all_of(caches_.begin(), caches_.end(),
+                     [](const auto& c) { return c.second.cache->idle(); });
+}
+
+}  // namespace kvmem::server

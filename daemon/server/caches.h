@@ -1,0 +1,98 @@
+// Caches: the block caches of all users, and the connections that use them.
+//
+// A user has a cache for each size of block, which all of his engines share; no other user reaches
+// it. Users share cache.dram and cache.store equally, as do the caches of one user. DRAM is taken
+// from the regions' budget when the first engine asks for a cache.
+//
+// A connection asks one thing at a time. Loop only.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "cache/block_cache.h"
+#include "config/config.h"
+#include "loop/loop.h"
+#include "server/session.h"
+#include "wire/protocol.h"
+
+namespace kvmem::server {
+
+class Caches {
+ public:
+  // `answer(session, reply)` sends a reply; `changed()`: dram_pages() is another.
+  struct Owner {
+    virtual ~Owner() = default;
+    virtual void answer(Session& session, const wire::Reply& reply) = 0;
+    virtual void cache_ended(Session& session) = 0;  // of a session that is ending
+    virtual void dram_changed() = 0;
+  };
+
+  Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config);
+  ~Caches();
+  Caches(const Caches&) = delete;
+  Caches& operator=(const Caches&) = delete;
+
+  static bool is_for_caches(wire::Op op) {
+    return op >= wire::Op::kCacheOpen && op <= wire::Op::kCachePut;
+  }
+  // False: it is answered when it is done.
+  bool handle(Session& session, const wire::Request& request, wire::Reply* reply,
+              std::vector<UniqueFd>* fds);
+  // The session ends: what it leased is given back.
+  void drop(Session& session);
+  // Nothing more begins; call the loop until idle().
+  void stop();
+  bool idle() const;
+
+  // Taken from the regions' budget.
+  std::uint64_t dram_pages() const { return caches_.empty() ? 0 : config_.dram_pages(); }
+
+  struct Key {
+    std::uint32_t uid;
+    std::uint64_t block_bytes;
+    auto operator<=>(const Key&) const = default;
+  };
+  struct Held {
+    std::unique_ptr<cache::BlockCache> cache;
+    std::uint32_t connections = 0;
+  };
+  const std::map<Key, Held>& all() const { return caches_; }
+  const cache::Records& records() const { return records_; }
+
+ private:
+  wire::Reply open(Session& session, const wire::Request& request, std::vector<UniqueFd>* fds);
+  bool begin(Session& session, const wire::Request& request, wire::Reply* reply);
+  bool put(Session& session, wire::Reply* reply);
+  bool make_room(std::uint32_t uid);
+  void share();
+
+  loop::Loop& loop_;
+  Owner& owner_;
+  const config::Config::Cache config_;
+  cache::Records records_;
+  std::map<Key, Held> caches_;
+};
+
+// One engine's connection to a cache.
+struct CacheConnection {
+  Session* session = nullptr;
+  Caches::Owner* owner = nullptr;
+  Caches::Held* held = nullptr;
+  cache::Identity identity;
+  os::SharedMemory exchange;
+  std::map<std::uint64_t, cache::BlockCache::Lease> leases;  // by number; node addresses stay
+  std::uint64_t next_lease = 1;
+  std::uint64_t beginning = 0;  // the lease that is not answered yet
+  cache::BlockCache::Put put;
+  bool is_putting = false;
+
+  bool is_busy() const { return beginning != 0 || is_putting; }
+  cache::BlockCache& cache() const { return *held->cache; }
+  std::byte* at(std::size_t offset) const { return exchange.data() + offset; }
+};
+
+}  // namespace kvmem::server

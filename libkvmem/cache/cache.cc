@@ -1,0 +1,306 @@
+// The C API of the block cache: a connection of its own to the daemon, and the memory it maps.
+//
+//   closed -> attached    the first call, or the next one after a hang-up
+//   attached -> closed    the daemon hung up: what is leased stays mapped until it is ended
+#include "wire/cache.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include <cstdint>
+
+#include "base/heap.h"
+#include "base/unique_handle.h"
+#include "client/channel.h"
+#include "client/lock.h"
+#include "client/notice.h"
+#include "client/settings.h"
+#include "kvmem.h"
+
+#define KVMEM_EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace kvmem {
+namespace {
+
+// Reads and writes of the store are waited for, and other engines' before them.
+constexpr std::uint64_t kReplyTimeoutNs = 600'000'000'000;
+
+static_assert(sizeof(kvmem_block_name) == sizeof(wire::BlockName));
+
+// What one daemon has lent.
+struct Attachment {
+  UniqueFd socket;
+  UniqueMapping blocks;    // read-only
+  UniqueMapping exchange;  // ours and the daemon's
+  std::uint32_t epoch = 0;
+  std::uint64_t leases = 0;
+  Attachment* older = nullptr;  // of an earlier daemon, while something in it is leased
+
+  unsigned char* at(std::size_t offset) const {
+    return static_cast<unsigned char*>(exchange.get().address) + offset;
+  }
+};
+
+bool map(UniqueMapping& out, int fd, std::uint64_t size_bytes, int prot) {
+  const long at = sys::mmap(0, size_bytes, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (sys::is_error(at)) return false;
+  sys::madvise(static_cast<std::uint64_t>(at), size_bytes, MADV_DONTDUMP);
+  out.reset({reinterpret_cast<void*>(at), size_bytes});
+  return true;
+}
+
+}  // namespace
+}  // namespace kvmem
+
+struct kvmem_cache {
+  kvmem::Lock lock;
+  std::uint64_t identity[2];
+  std::uint64_t block_bytes;
+  int pid;  // that opened it
+  std::uint32_t epoch;
+  kvmem::Attachment* now;    // null: closed
+  kvmem::Attachment* older;  // not empty
+};
+
+namespace kvmem {
+namespace {
+
+using wire::Op;
+using wire::Reply;
+using wire::Request;
+
+void destroy(Attachment* attachment) { Owned<Attachment>{attachment}.reset(); }
+
+void detach(kvmem_cache& c) {
+  Attachment* gone = c.now;
+  if (gone == nullptr) return;
+  c.now = nullptr;
+  gone->socket.reset();
+  gone->exchange.reset();
+  if (gone->leases == 0) return destroy(gone);
+  gone->older = c.older;
+  c.older = gone;
+}
+
+int attach(kvmem_cache& c) {
+  void* room = heap_room<Attachment>();
+  if (room == nullptr) return -ENOMEM;
+  Owned<Attachment> made(::new (room) Attachment);
+  const int socket = connect_to(g_settings.socket_path);
+  if (socket < 0) return socket == -EAGAIN || socket == -EMFILE ? socket : -ENOTCONN;
+  made->socket.reset(socket);
+  Request request;
+  request.op = Op::kCacheOpen;
+  request.size_bytes = c.block_bytes;
+  memcpy(request.identity, c.identity, sizeof request.identity);
+  Reply reply;
+  Descriptors received;
+  const int error = converse(socket, request, nullptr, 0, &reply, &received, kReplyTimeoutNs);
+  if (error != 0) return error == -EMFILE ? error : -ENOTCONN;
+  if (reply.error != 0) {
+    detail(reply.message);
+    return reply.error;
+  }
+  if (received.count != 2) return -EPROTO;
+  if (!map(made->blocks, received.fd[0].get(), reply.size_bytes, PROT_READ) ||
+      !map(made->exchange, received.fd[1].get(), wire::cache_exchange_bytes(c.block_bytes),
+           PROT_READ | PROT_WRITE)) {
+    return -ENOMEM;
+  }
+  made->epoch = ++c.epoch;
+  c.now = made.release();
+  return 0;
+}
+
+// Runs `fill` on the exchange memory, then asks. A daemon that was restarted meanwhile is asked
+// anew, once: every request may be repeated.
+template <class Fill>
+int ask(kvmem_cache& c, const Request& request, Reply* reply, Fill fill) {
+  for (int attempt = 0;; ++attempt) {
+    const bool is_fresh = c.now == nullptr;
+    if (is_fresh) {
+      if (const int error = attach(c); error != 0) return error;
+    }
+    fill(*c.now);
+    Request sent = request;
+    const int error =
+        converse(c.now->socket.get(), sent, nullptr, 0, reply, nullptr, kReplyTimeoutNs);
+    if (error == 0) {
+      if (reply->error != 0) detail(reply->message);
+      return reply->error;
+    }
+    detach(c);
+    if (is_fresh || attempt > 0) return -ENOTCONN;
+  }
+}
+
+bool is_usable(const kvmem_cache* c) { return c != nullptr && c->pid == sys::pid(); }
+
+int ask_about(kvmem_cache& c, Request& request, const kvmem_block_name* names, std::size_t count,
+              Reply* reply) {
+  if (count > wire::kCacheNamesMax) return -E2BIG;
+  request.page_count = count;
+  const int error = ask(c, request, reply, [&](const Attachment& to) {
+    if (count > 0) memcpy(to.at(0), names, count * sizeof *names);
+  });
+  if (error == 0 && reply->page_count > count) return -EPROTO;
+  return error;
+}
+
+// False: the daemon has hung up.
+bool end_now(kvmem_cache& c, std::uint32_t lease, int* error) {
+  Request request;
+  request.op = Op::kCacheEnd;
+  request.region_id = lease;
+  Reply reply;
+  if (converse(c.now->socket.get(), request, nullptr, 0, &reply, nullptr, kReplyTimeoutNs) != 0) {
+    detach(c);
+    return false;
+  }
+  *error = reply.error != 0 ? -EINVAL : 0;
+  if (*error == 0) --c.now->leases;
+  return true;
+}
+
+int end_older(kvmem_cache& c, std::uint32_t epoch) {
+  for (Attachment** at = &c.older; *at != nullptr; at = &(*at)->older) {
+    if ((*at)->epoch != epoch) continue;
+    Attachment* lent = *at;
+    if (--lent->leases == 0) {
+      *at = lent->older;
+      destroy(lent);
+    }
+    return 0;
+  }
+  return -EINVAL;
+}
+
+}  // namespace
+}  // namespace kvmem
+
+KVMEM_EXPORTED int kvmem_cache_open(const kvmem_cache_options* options,
+                                    kvmem_cache** cache) noexcept {
+  if (options == nullptr || cache == nullptr || options->size < sizeof *options ||
+      options->block_bytes == 0 || options->block_bytes > kvmem::wire::kCacheBlockBytesMax) {
+    return -EINVAL;
+  }
+  if (kvmem::g_settings.off) return -ENOTSUP;
+  const int saved = errno;
+  void* room = kvmem::heap_room<kvmem_cache>();
+  if (room == nullptr) {
+    errno = saved;
+    return -ENOMEM;
+  }
+  kvmem::Owned<kvmem_cache> made(::new (room) kvmem_cache{});
+  memcpy(made->identity, options->identity, sizeof made->identity);
+  made->block_bytes = options->block_bytes;
+  made->pid = kvmem::sys::pid();
+  const int error = kvmem::attach(*made);
+  if (error == 0) *cache = made.release();
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED void kvmem_cache_close(kvmem_cache* cache) noexcept {
+  if (cache == nullptr) return;
+  const int saved = errno;
+  kvmem::Owned<kvmem_cache> gone(cache);
+  // (The daemon ends what is leased when it sees the hang-up. A child's copy closes its own.)
+  if (gone->now != nullptr) kvmem::destroy(gone->now);
+  while (gone->older != nullptr) {
+    kvmem::Attachment* next = gone->older->older;
+    kvmem::destroy(gone->older);
+    gone->older = next;
+  }
+  gone.reset();
+  errno = saved;
+}
+
+KVMEM_EXPORTED int kvmem_cache_contains(kvmem_cache* cache, const kvmem_block_name* names,
+                                        size_t count, size_t* found) noexcept {
+  if (!kvmem::is_usable(cache) || found == nullptr || (names == nullptr && count > 0)) {
+    return -EINVAL;
+  }
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  kvmem::wire::Request request;
+  request.op = kvmem::wire::Op::kCacheContains;
+  kvmem::wire::Reply reply;
+  const int error = kvmem::ask_about(*cache, request, names, count, &reply);
+  if (error == 0) *found = reply.page_count;
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_begin(kvmem_cache* cache, const kvmem_cache_request* options,
+                                     const void** blocks, size_t* found,
+                                     uint64_t* request) noexcept {
+  if (!kvmem::is_usable(cache) || options == nullptr || options->size < sizeof *options ||
+      found == nullptr || request == nullptr ||
+      (options->count > 0 && (options->names == nullptr || blocks == nullptr))) {
+    return -EINVAL;
+  }
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  kvmem::wire::Request asked;
+  asked.op = kvmem::wire::Op::kCacheBegin;
+  asked.time_ms = options->time_ms;
+  asked.input_tokens = options->input_tokens;
+  asked.output_tokens = options->output_tokens;
+  if (options->tail_is_partial != 0) asked.flags = kvmem::wire::Request::kPartial;
+  kvmem::wire::Reply reply;
+  const int error = kvmem::ask_about(*cache, asked, options->names, options->count, &reply);
+  if (error == 0) {
+    kvmem::Attachment& now = *cache->now;
+    const auto* memory = static_cast<const unsigned char*>(now.blocks.get().address);
+    const std::uint64_t slot_bytes = kvmem::wire::cache_slot_bytes(cache->block_bytes);
+    for (std::size_t i = 0; i < reply.page_count; ++i) {
+      std::uint32_t slot = 0;
+      memcpy(&slot, now.at(kvmem::wire::kCacheSlotsOffset) + i * sizeof slot, sizeof slot);
+      blocks[i] = memory + slot * slot_bytes;
+    }
+    *found = reply.page_count;
+    *request = 0;
+    if (reply.page_count > 0) {
+      ++now.leases;
+      *request = std::uint64_t{now.epoch} << 32 | reply.region_id;
+    }
+  }
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_end(kvmem_cache* cache, uint64_t request) noexcept {
+  if (!kvmem::is_usable(cache)) return -EINVAL;
+  if (request == 0) return 0;
+  const int saved = errno;
+  int error = 0;
+  {
+    const kvmem::LockGuard guard(cache->lock);
+    const auto epoch = static_cast<std::uint32_t>(request >> 32);
+    const auto lease = static_cast<std::uint32_t>(request);
+    const bool is_now = cache->now != nullptr && cache->now->epoch == epoch;
+    if (!is_now || !kvmem::end_now(*cache, lease, &error)) {
+      // With its daemon went the lease; what is mapped here is unmapped with the last one.
+      error = kvmem::end_older(*cache, epoch);
+    }
+  }
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_put(kvmem_cache* cache, const kvmem_block_name* name,
+                                   const void* bytes) noexcept {
+  if (!kvmem::is_usable(cache) || name == nullptr || bytes == nullptr) return -EINVAL;
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  kvmem::wire::Request request;
+  request.op = kvmem::wire::Op::kCachePut;
+  kvmem::wire::Reply reply;
+  const int error = kvmem::ask(*cache, request, &reply, [&](const kvmem::Attachment& to) {
+    memcpy(to.at(0), name, sizeof *name);
+    memcpy(to.at(kvmem::wire::kCacheStagingOffset), bytes, cache->block_bytes);
+  });
+  errno = saved;
+  return error;
+}

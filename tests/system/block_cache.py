@@ -1,0 +1,463 @@
+#!/usr/bin/env python3
+"""Engines that use the block cache by the C API, each a process of its own: blocks are shared and in
+memory once, another user gets nothing, they outlive engines, the daemon and its kill -9, and every byte
+that is read is checked.
+
+usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses | dies
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BUILD = Path(sys.argv[1]).resolve()
+WAIT_S = 60.0  # for anything at all
+MIB = 1 << 20
+BLOCK = 2 * MIB
+REQUEST_BYTES, REPLY_BYTES = 256, 224  # wire::Request, wire::Reply
+VERSION = 1
+CACHE_OPEN, CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT = range(15, 20)
+
+
+def until(what, condition):
+    end = time.monotonic() + WAIT_S
+    while True:
+        got = condition()
+        if got:
+            return got
+        if time.monotonic() > end:
+            sys.exit(f"block_cache: gave up waiting until {what}")
+        time.sleep(0.005)
+
+
+# ------------------------------------------------------------------------------------- the C API
+
+
+class Name(ctypes.Structure):
+    _fields_ = [("word", ctypes.c_uint64 * 2)]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("identity", ctypes.c_uint64 * 2), ("block_bytes", ctypes.c_size_t)]
+
+
+class Request(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("names", ctypes.POINTER(Name)), ("count", ctypes.c_size_t),
+                ("time_ms", ctypes.c_uint64), ("input_tokens", ctypes.c_uint32), ("output_tokens", ctypes.c_uint32),
+                ("tail_is_partial", ctypes.c_uint32), ("reserved", ctypes.c_uint32)]
+
+
+def bytes_of(model, name):
+    return hashlib.shake_128(struct.pack("=4Q", *model, *name)).digest(BLOCK)
+
+
+def path_of(conversation, length):
+    return [(conversation, i) for i in range(length)]
+
+
+class Error(Exception):
+    def __init__(self, number):
+        super().__init__(os.strerror(-number))
+        self.errno = -number
+
+
+class Cache:
+    """One engine's, in this process."""
+
+    def __init__(self, model=(1, 2), block=BLOCK):
+        self.library = ctypes.CDLL(str(BUILD / "lib/libkvmem.so"))
+        self.handle = ctypes.c_void_p()
+        self.model = model
+        self.call("open", ctypes.byref(Options(ctypes.sizeof(Options), model, block)), ctypes.byref(self.handle))
+
+    def call(self, name, *arguments):
+        error = getattr(self.library, "kvmem_cache_" + name)(*arguments)
+        if error != 0:
+            raise Error(error)
+
+    def close(self):
+        self.library.kvmem_cache_close(self.handle)
+
+    def contains(self, path):
+        names = (Name * len(path))(*[Name(n) for n in path])
+        found = ctypes.c_size_t()
+        self.call("contains", self.handle, names, ctypes.c_size_t(len(path)), ctypes.byref(found))
+        return found.value
+
+    def begin(self, path):
+        """Addresses of the leading blocks, and the request's number."""
+        names = (Name * len(path))(*[Name(n) for n in path])
+        blocks = (ctypes.c_void_p * len(path))()
+        found, number = ctypes.c_size_t(), ctypes.c_uint64()
+        request = Request(ctypes.sizeof(Request), names, len(path), 0, 512 * len(path), 0, 0, 0)
+        self.call("begin", self.handle, ctypes.byref(request), blocks, ctypes.byref(found), ctypes.byref(number))
+        return list(blocks[:found.value]), number
+
+    def end(self, number):
+        self.call("end", self.handle, number)
+
+    def put(self, name):
+        self.call("put", self.handle, ctypes.byref(Name(name)), bytes_of(self.model, name))
+
+    def check(self, path, blocks):
+        for name, at in zip(path, blocks):
+            assert ctypes.string_at(at, BLOCK) == bytes_of(self.model, name), f"{name} has wrong bytes"
+
+    def serve(self, path):
+        """As an engine: how many blocks were there."""
+        blocks, number = self.begin(path)
+        self.check(path, blocks)
+        for name in path[len(blocks):]:
+            try:
+                self.put(name)
+            except Error as error:
+                assert error.errno in (28, 12, 107), error  # ENOSPC, ENOMEM, ENOTCONN
+        self.check(path, blocks)
+        self.end(number)
+        return len(blocks)
+
+
+# ------------------------------------------------------------------------- the daemon and engines
+
+
+class Daemon:
+    def __init__(self, work, extra=""):
+        self.work, self.socket = work, f"{work}/sock"
+        os.chmod(work, 0o755)
+        config = Path(work, "kvmemd.toml")
+        config.write_text('[daemon]\nmode = "0666"\n[dram]\nbudget = "128MiB"\n[cache]\ndram = "64MiB"\n' + extra)
+        self.command = [BUILD / "bin/kvmemd", "--config", config, "--socket", self.socket, "--runtime-dir", work,
+                        "--store", f"{work}/store", "--store-size", "1GiB"]
+        os.environ["KVMEM_SOCKET"] = self.socket
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        until("the daemon answers", self.status)
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        self.process.terminate()
+        assert self.process.wait(WAIT_S) == 0, self.process.returncode
+
+    def status(self):
+        got = subprocess.run([BUILD / "bin/kvmemctl", "--socket", self.socket, "--json", "status"],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return json.loads(got.stdout) if got.returncode == 0 else None
+
+    def cache(self):
+        caches = self.status()["caches"]
+        assert len(caches) <= 1, caches
+        return caches[0] if caches else {}
+
+
+def in_child(work, uid=None):
+    """Runs `work` in a child process; what it returns."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reader)
+            if uid is not None:
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            os.write(writer, json.dumps(work()).encode())
+            code = 0
+        except BaseException as error:  # pylint: disable=broad-except
+            print(f"block_cache: child: {error!r}", file=sys.stderr)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        got = answer.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return json.loads(got)
+
+
+def frame_of(address):
+    """Of the page that holds it, as the kernel counts frames."""
+    with open("/proc/self/pagemap", "rb") as map_:
+        map_.seek(address // 4096 * 8)
+        entry, = struct.unpack("=Q", map_.read(8))
+    assert entry >> 63 == 1, "not there"
+    return entry & ((1 << 55) - 1)
+
+
+# -------------------------------------------------------------------------------------- scenarios
+
+
+def shares(daemon):
+    path = path_of(7, 8)
+    cache = Cache()
+    assert cache.serve(path) == 0
+    blocks, number = cache.begin(path)
+    assert len(blocks) == 8
+    cache.check(path, blocks)
+    mine = [frame_of(at) for at in blocks]
+
+    def other():
+        theirs = Cache()
+        assert theirs.contains(path + [(8, 8)]) == 8
+        assert theirs.contains([(8, 8)] + path) == 0
+        got, lease = theirs.begin(path)
+        theirs.check(path, got)
+        frames = [frame_of(at) for at in got]
+        # Nobody writes what others read.
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mprotect(ctypes.c_void_p(got[0]), 4096, 3) == -1 and ctypes.get_errno() == 13
+        theirs.end(lease)
+        theirs.close()
+        stranger = Cache(model=(1, 3))
+        assert stranger.contains(path) == 0
+        try:
+            cache.contains(path)  # of the parent
+        except Error as error:
+            assert error.errno == 22
+        else:
+            raise AssertionError("a child used its parent's cache")
+        return frames
+
+    frames = in_child(other)
+    if os.geteuid() == 0:
+        assert frames == mine, "not the same memory"
+    state = daemon.cache()
+    assert state["blocks_ready"] == 8 and state["dram_used_bytes"] == 8 * BLOCK, state
+    assert state["puts"] == 8 and state["blocks_leased"] == 8, state
+
+    if os.geteuid() == 0:
+        def another_user():
+            theirs = Cache()
+            none = theirs.contains(path)
+            kept = theirs.serve(path)
+            return [none, kept, theirs.serve(path)]
+
+        assert in_child(another_user, uid=65534) == [0, 0, 8]
+        assert sorted(c["uid"] for c in daemon.status()["caches"]) == [0, 65534]
+        assert {c["dram_capacity_bytes"] for c in daemon.status()["caches"]} == {32 * MIB}
+    cache.check(path, blocks)
+    cache.end(number)
+    for wrong in (number.value, 1 << 32, 99):
+        try:
+            cache.end(ctypes.c_uint64(wrong))
+        except Error as error:
+            assert error.errno == 22
+        else:
+            raise AssertionError("ended twice")
+
+    # More than DRAM holds: the rest is stored, and comes back.
+    for conversation in range(100, 112):
+        cache.serve(path_of(conversation, 4))
+    assert all(cache.serve(path_of(c, 4)) == 4 for c in range(100, 112))
+    mine = [c for c in daemon.status()["caches"] if c["uid"] == os.geteuid()][0]
+    assert mine["dram_used_bytes"] <= mine["dram_capacity_bytes"] and mine["hits_stored"] > 0, mine
+    assert mine["puts_refused"] == 0 and mine["read_errors"] == 0, mine
+    tiers = {t["name"]: t for t in daemon.status()["tiers"]}
+    assert tiers["dram"]["block_cache_bytes"] == 64 * MIB and tiers["dram"]["capacity_bytes"] == 64 * MIB, tiers
+    cache.close()
+    # An engine that dies gives back what it had leased.
+    child = os.fork()
+    if child == 0:
+        Cache().begin(path_of(100, 4))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    until("nothing is leased", lambda: all(c["blocks_leased"] + c["connections"] == 0
+                                           for c in daemon.status()["caches"]))
+
+
+def outlives(daemon):
+    path = path_of(3, 6)
+    cache = Cache()
+    cache.serve(path)
+    until("all is stored", lambda: daemon.cache()["blocks_stored"] == 6)
+    blocks, number = cache.begin(path)
+    daemon.kill()
+    cache.check(path, blocks)
+    try:
+        cache.contains(path)
+    except Error as error:
+        assert error.errno == 107  # ENOTCONN
+    else:
+        raise AssertionError("no daemon, and no error")
+    daemon.start()
+    cache.check(path, blocks)
+    assert cache.contains(path) == 6
+    again, lease = cache.begin(path)
+    cache.check(path, again)
+    assert not set(again) & set(blocks)
+    cache.end(number)
+    cache.end(lease)
+    assert Cache(model=(9, 9)).contains(path) == 0, "another model's"
+    # Stopped in order, with a request under way.
+    blocks, number = cache.begin(path)
+    daemon.stop()
+    cache.check(path, blocks)
+    daemon.start()
+    cache.end(number)
+    assert cache.serve(path) == 6
+    state = daemon.status()
+    assert state["counters"]["store_corrupt"] == 0 and daemon.cache()["read_errors"] == 0, state
+    cache.close()
+
+
+def refuses(daemon):
+    """What no library of ours sends."""
+
+    def connect():
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        s.settimeout(WAIT_S)
+        s.connect(daemon.socket)
+        return s
+
+    def request(op, page_count=0, size_bytes=0, region_id=0, version=VERSION):
+        # version, op, flags, session_id, region_id, address, first_page, page_count, size_bytes, ...
+        head = struct.pack("=IHH6Q", version, op, 0, 0, region_id, 0, 0, page_count, size_bytes)
+        return head.ljust(REQUEST_BYTES, b"\0")
+
+    def answer(s):
+        reply, fds, _, _ = socket.recv_fds(s, REPLY_BYTES, 4)
+        assert len(reply) == REPLY_BYTES, len(reply)
+        for fd in fds:
+            os.close(fd)
+        error = struct.unpack_from("=i", reply, 4)[0]
+        return -error, reply
+
+    good = Cache()
+    path = path_of(1, 4)
+    good.serve(path)
+    s = connect()
+    for op in (CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT):
+        s.send(request(op))
+        assert answer(s)[0] == 71, "EPROTO before CacheOpen"
+    for size in (0, 65 * MIB, 1 << 63):
+        s.send(request(CACHE_OPEN, size_bytes=size))
+        assert answer(s)[0] == 22
+    s.send(request(CACHE_OPEN, size_bytes=60 * MIB))  # one block and none to spare
+    assert answer(s)[0] == 0
+    s.send(request(CACHE_OPEN, size_bytes=BLOCK))
+    assert answer(s)[0] == 114  # EALREADY
+    s.send(request(CACHE_CONTAINS, page_count=16385))
+    assert answer(s)[0] == 7  # E2BIG
+    s.send(request(CACHE_BEGIN, page_count=1 << 62))
+    assert answer(s)[0] == 7
+    s.send(request(CACHE_END, region_id=77))
+    assert answer(s)[0] == 2
+    s.send(request(CACHE_PUT))
+    assert answer(s)[0] == 28, "a block nobody announced"
+    # All names zero, and the path its own repetition.
+    s.send(request(CACHE_BEGIN, page_count=16384))
+    assert answer(s)[0] == 0
+    s.close()
+    # Requests that nobody waits for, hang-ups in the middle, and more connections than a user may have.
+    for n in range(30):
+        s = connect()
+        s.send(request(CACHE_OPEN, size_bytes=BLOCK))
+        answer(s)
+        for _ in range(n % 7):
+            s.send(request(CACHE_BEGIN, page_count=n))
+            s.send(request(CACHE_PUT))
+        s.close()
+    many = []
+    refused = 0
+    for _ in range(300):
+        many.append(connect())
+        try:
+            many[-1].send(request(CACHE_OPEN, size_bytes=BLOCK))
+            refused += answer(many[-1])[0] == 16  # EBUSY
+        except ConnectionError:
+            refused += 1
+    assert refused > 0
+    for s in many:
+        s.close()
+    until("they are gone", lambda: sum(c["connections"] for c in daemon.status()["caches"]) == 1)
+    # Sizes beyond counting: caches nobody uses make room.
+    for size in range(1, 20):
+        s = connect()
+        s.send(request(CACHE_OPEN, size_bytes=size * 4096))
+        assert answer(s)[0] == 0, size
+        s.close()
+        until("it is gone", lambda: sum(c["connections"] for c in daemon.status()["caches"]) == 1)
+    assert len(daemon.status()["caches"]) <= 8
+    assert good.serve(path) == 4
+    good.close()
+
+
+def play(seed, seconds):
+    """Conversations at random; how many blocks were found."""
+    chance = random.Random(seed)
+    cache = Cache()
+    found = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            found += cache.serve(path_of(chance.randrange(12), 1 + chance.randrange(6)))
+        except Error as error:
+            assert error.errno in (107, 16), error  # no daemon just now
+            time.sleep(0.005)
+    cache.close()
+    return found
+
+
+def dies(daemon, rounds):
+    seed = 4711
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    hits = 0
+    for n in range(rounds):
+        engines = []
+        for k in range(2):
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    os.write(writer, str(play(seed + 2 * n + k, 0.5)).encode())
+                    code = 0
+                except BaseException as error:  # pylint: disable=broad-except
+                    print(f"block_cache: round {n}: {error!r}", file=sys.stderr)
+                finally:
+                    os._exit(code)
+            os.close(writer)
+            engines.append((pid, reader))
+        time.sleep(chance.random() * 0.4)
+        daemon.kill()
+        daemon.start()
+        for pid, reader in engines:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, f"round {n}"
+            hits += int(os.read(reader, 64))
+            os.close(reader)
+        state = daemon.status()
+        assert state["counters"]["store_corrupt"] == 0, state
+        assert all(c["read_errors"] == 0 for c in state["caches"]), state
+    assert hits > rounds, hits
+    print(f"ok killed {rounds} daemons, {hits} blocks were found and right")
+
+
+def main():
+    with tempfile.TemporaryDirectory(dir=BUILD) as work:
+        daemon = Daemon(work)
+        try:
+            if sys.argv[2] == "dies":
+                dies(daemon, int(sys.argv[3]))
+            else:
+                {"shares": shares, "outlives": outlives, "refuses": refuses}[sys.argv[2]](daemon)
+                print("ok", sys.argv[2])
+        finally:
+            daemon.stop()
+
+
+if __name__ == "__main__":
+    main()

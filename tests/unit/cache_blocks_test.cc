@@ -1,0 +1,463 @@
+// The block cache's claims, on a simulated disk: never a wrong byte, whoever asks, whatever fails.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "cache/block_cache.h"
+#include "tests/unit/sim_disk.h"
+
+namespace kvmem::cache {
+namespace {
+
+using test::SimDisk;
+using test::SimLoop;
+using test::SimMedia;
+
+constexpr std::uint64_t kPage = 4096;
+constexpr std::uint64_t kBlockBytes = 2 * kPage + 100;  // three pages, the last one not full
+constexpr Identity kModel{1, 2};
+
+// What a name's bytes are, of a user and a model.
+std::vector<std::byte> bytes_of(std::uint32_t uid, const Identity& model, wire::BlockName name) {
+  std::vector<std::byte> bytes(kBlockBytes);
+  test::Random random(name.lo * 1000003 + name.hi * 7919 + uid * 104729 + model.lo);
+  for (std::uint64_t i = 0; i + 8 <= bytes.size(); i += 8) {
+    const std::uint64_t word = random.next();
+    std::memcpy(bytes.data() + i, &word, 8);
+  }
+  return bytes;
+}
+
+// One daemon after another over one disk.
+class Machine {
+ public:
+  explicit Machine(std::uint64_t seed = 1) : media_(seed, 0, true), loop_(media_) {
+    options_.block_bytes = kBlockBytes;
+    options_.page_bytes = kPage;
+    options_.slots_max = 64;
+    options_.slots = 16;
+    options_.stored_blocks = 100;
+    options_.policy = "lru";
+    boot();
+  }
+  ~Machine() { shut_down(); }
+
+  CacheOptions& options() { return options_; }
+  SimMedia& media() { return media_; }
+  SimLoop& loop() { return loop_; }
+  BlockCache& cache() { return *cache_; }
+  Records& records() { return *records_; }
+
+  void boot(bool has_store = true) {
+    media_.power_on();
+    if (has_store) {
+      tier::StoreOptions options;
+      options.page_bytes = kPage;
+      options.slots_per_segment = 8;
+      options.capacity_bytes = std::uint64_t{8} << 20;
+      options.boot_id[0] = 1;
+      const test::SimFaults faults =
+          std::exchange(media_.faults, {});  // a start that fails is none
+      auto store = tier::Store::open(std::make_unique<SimDisk>(media_, loop_), loop_, options);
+      media_.faults = faults;
+      ASSERT_TRUE(store.ok()) << store.status().what();
+      store_ = *std::move(store);
+    }
+    records_ = std::make_unique<Records>(store_.get(), options_.stored_blocks * 3);
+    open_cache();
+  }
+  void open_cache() {
+    auto cache = BlockCache::create(options_, loop_, *records_);
+    ASSERT_TRUE(cache.ok()) << cache.status().what();
+    cache_ = *std::move(cache);
+  }
+  void close_cache() {
+    cache_->stop();
+    settle();
+    cache_.reset();
+  }
+  void shut_down() {
+    if (cache_ != nullptr) close_cache();
+    records_.reset();
+    store_.reset();
+  }
+  void restart(bool host_dies) {
+    loop_.end_now(host_dies);
+    shut_down();
+    boot();
+  }
+  void settle() {
+    while (loop_.step()) {
+    }
+    cache_->validate();
+  }
+  void sync() {
+    tier::SyncOp op;
+    op.done = [](tier::SyncOp*, Status) {};
+    store_->sync(&op);
+    settle();
+  }
+  // A bit of everything the store holds.
+  void damage_all() {
+    for (std::uint64_t at = 4096; at < media_.size_bytes(); at += 512) media_.flip_bit(at, 3);
+  }
+
+ private:
+  CacheOptions options_;
+  SimMedia media_;
+  SimLoop loop_;
+  std::unique_ptr<tier::Store> store_;
+  std::unique_ptr<Records> records_;
+  std::unique_ptr<BlockCache> cache_;
+};
+
+std::vector<wire::BlockName> path_of(std::uint64_t conversation, std::size_t length) {
+  std::vector<wire::BlockName> path;
+  for (std::size_t i = 0; i < length; ++i) path.push_back({conversation, i});
+  return path;
+}
+
+// A request as an engine makes it.
+class Request {
+ public:
+  Request(Machine& machine, std::vector<wire::BlockName> path, Identity model = kModel)
+      : machine_(machine), cache_(machine.cache()) {
+    lease_.identity = model;
+    lease_.names = std::move(path);
+    lease_.context = this;
+    lease_.done = [](BlockCache::Lease* lease) {
+      static_cast<Request*>(lease->context)->is_done = true;
+    };
+    cache_.begin(&lease_);
+  }
+  // Leases are owned by what may outlive the cache here: end() is said, or the cache is gone.
+  void end() { cache_.end(&lease_); }
+
+  std::size_t run() {
+    while (!is_done && machine_.loop().step()) {
+    }
+    EXPECT_TRUE(is_done);
+    for (std::size_t i = 0; i < lease_.slots.size(); ++i) {
+      EXPECT_TRUE(is_right(i)) << "block " << i;
+    }
+    return lease_.slots.size();
+  }
+  bool is_right(std::size_t i) const {
+    const auto want = bytes_of(cache_.options().uid, lease_.identity, lease_.names[i]);
+    const std::byte* have = cache_.memory().data() + lease_.slots[i] * cache_.slot_bytes();
+    return std::memcmp(have, want.data(), want.size()) == 0;
+  }
+  bool all_right() const {
+    for (std::size_t i = 0; i < lease_.slots.size(); ++i) {
+      if (!is_right(i)) return false;
+    }
+    return true;
+  }
+  // The rest of the path, as computed.
+  void put_rest(std::size_t from) {
+    for (std::size_t i = from; i < lease_.names.size(); ++i) put(i);
+  }
+  Code put(std::size_t i) {
+    const auto bytes = bytes_of(cache_.options().uid, lease_.identity, lease_.names[i]);
+    struct Op : BlockCache::Put {
+      bool is_done = false;
+      Status status;
+    } op;
+    op.identity = lease_.identity;
+    op.name = lease_.names[i];
+    op.bytes = bytes.data();
+    op.done = [](BlockCache::Put* self, Status status) {
+      static_cast<Op*>(self)->status = status;
+      static_cast<Op*>(self)->is_done = true;
+    };
+    cache_.put(&op);
+    while (!op.is_done && machine_.loop().step()) {
+    }
+    EXPECT_TRUE(op.is_done);
+    return op.status.code();
+  }
+
+  bool is_done = false;
+
+ private:
+  Machine& machine_;
+  BlockCache& cache_;
+  BlockCache::Lease lease_;
+};
+
+void serve(Machine& machine, const std::vector<wire::BlockName>& path) {
+  Request request(machine, path);
+  request.put_rest(request.run());
+  request.end();
+}
+
+TEST(BlockCache, HandsOutWhatWasPut) {
+  Machine machine;
+  const auto path = path_of(1, 5);
+  {
+    Request first(machine, path);
+    EXPECT_EQ(first.run(), 0U);
+    EXPECT_EQ(machine.cache().contains(kModel, path), 0U) << "announced, not put";
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(first.put(i), Code::kOk);
+    first.end();
+  }
+  EXPECT_EQ(machine.cache().contains(kModel, path), 3U);
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(2, 5)), 0U);
+  Request second(machine, path);
+  EXPECT_TRUE(second.is_done) << "all is in DRAM";
+  EXPECT_EQ(second.run(), 3U);
+  EXPECT_EQ(machine.cache().stats().hits_dram, 3U);
+  EXPECT_EQ(machine.cache().stats().leased, 3U);
+  EXPECT_EQ(second.put(1), Code::kOk) << "known";
+  EXPECT_EQ(machine.cache().stats().puts, 3U);
+  second.end();
+  EXPECT_EQ(machine.cache().stats().leased, 0U);
+}
+
+TEST(BlockCache, IsNotTakenByWhoDidNotAnnounceIt) {
+  Machine machine;
+  Request request(machine, path_of(1, 1));
+  EXPECT_EQ(request.run(), 0U);
+  Request other(machine, path_of(2, 1));
+  EXPECT_EQ(other.put(0), Code::kOk);
+  machine.options().slots = 1;
+  // Of a path that was never begun.
+  Machine fresh;
+  BlockCache::Put put;
+  const auto bytes = bytes_of(0, kModel, {9, 9});
+  static Code code;
+  put.identity = kModel;
+  put.name = {9, 9};
+  put.bytes = bytes.data();
+  put.done = [](BlockCache::Put*, Status status) { code = status.code(); };
+  fresh.cache().put(&put);
+  EXPECT_EQ(code, Code::kNoSpace);
+  request.end();
+  other.end();
+}
+
+TEST(BlockCache, ComesBackFromTheStore) {
+  for (const bool write_through : {true, false}) {
+    Machine machine;
+    machine.close_cache();
+    machine.options().write_through = write_through;
+    machine.open_cache();
+    for (std::uint64_t c = 0; c < 12; ++c) serve(machine, path_of(c, 4));
+    machine.settle();
+    EXPECT_LE(machine.cache().stats().ready, 16U);
+    EXPECT_EQ(machine.cache().contains(kModel, path_of(0, 4)), 4U);
+    Request again(machine, path_of(0, 4));
+    EXPECT_EQ(again.run(), 4U);
+    again.end();
+    machine.settle();
+    EXPECT_EQ(machine.cache().stats().hits_stored, 4U);
+    const CacheStats stats = machine.cache().stats();
+    EXPECT_EQ(stats.written, write_through ? 48U : 48U - stats.ready + 4U)
+        << "what DRAM alone holds is not written before it has to go";
+  }
+}
+
+TEST(BlockCache, OutlivesTheDaemonAndTheHost) {
+  Machine machine;
+  for (std::uint64_t c = 0; c < 5; ++c) serve(machine, path_of(c, 4));
+  machine.sync();
+  for (const bool host_dies : {false, true}) {
+    machine.restart(host_dies);
+    EXPECT_EQ(machine.records().pages_left(), 60U);
+    for (std::uint64_t c = 0; c < 5; ++c) {
+      EXPECT_EQ(machine.cache().contains(kModel, path_of(c, 6)), 4U);
+      EXPECT_EQ(machine.cache().contains({1, 3}, path_of(c, 6)), 0U) << "another model";
+    }
+    Request request(machine, path_of(3, 6));
+    EXPECT_EQ(request.run(), 4U);
+    request.end();
+    EXPECT_EQ(machine.records().pages_left(), 48U);
+  }
+  machine.shut_down();
+  machine.options().uid = 7;
+  machine.boot();
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(3, 4)), 0U) << "another user";
+}
+
+TEST(BlockCache, LeftBlocksGiveWayToNewOnes) {
+  Machine machine;
+  for (std::uint64_t c = 0; c < 20; ++c) serve(machine, path_of(c, 5));
+  machine.settle();
+  EXPECT_EQ(machine.cache().stats().stored, 100U);
+  machine.restart(false);
+  for (std::uint64_t c = 100; c < 104; ++c) serve(machine, path_of(c, 5));
+  machine.settle();
+  EXPECT_EQ(machine.records().pages_used(), 300U);
+  EXPECT_EQ(machine.records().pages_left(), 240U);
+  for (std::uint64_t c = 100; c < 104; ++c) {
+    EXPECT_EQ(machine.cache().contains(kModel, path_of(c, 5)), 5U);
+  }
+}
+
+TEST(BlockCache, KeepsALeasedBlockHoweverManyCome) {
+  Machine machine;
+  serve(machine, path_of(0, 4));
+  Request held(machine, path_of(0, 4));
+  EXPECT_EQ(held.run(), 4U);
+  for (std::uint64_t c = 1; c < 40; ++c) serve(machine, path_of(c, 4));
+  machine.settle();
+  EXPECT_TRUE(held.all_right());
+  EXPECT_EQ(machine.cache().stats().leased, 4U);
+  held.end();
+  machine.cache().validate();
+}
+
+TEST(BlockCache, SaysNoWhereNoSlotIsFree) {
+  Machine machine;
+  serve(machine, path_of(0, 13));
+  Request held(machine, path_of(0, 13));
+  EXPECT_EQ(held.run(), 13U);
+  Request more(machine, path_of(1, 6));
+  EXPECT_EQ(more.run(), 0U);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(more.put(i), Code::kOk);
+  EXPECT_EQ(more.put(3), Code::kNoMemory);
+  held.end();
+  machine.settle();
+  EXPECT_EQ(more.put(3), Code::kOk);
+  more.end();
+  machine.settle();
+  // What DRAM has no slots for comes as far as there are some.
+  Request first(machine, path_of(0, 13));
+  EXPECT_EQ(first.run(), 13U);
+  Request second(machine, path_of(1, 4));
+  EXPECT_LT(second.run(), 4U);
+  first.end();
+  second.end();
+}
+
+TEST(BlockCache, DropsWhatDoesNotVerify) {
+  Machine machine;
+  serve(machine, path_of(0, 4));
+  machine.sync();
+  machine.restart(false);
+  machine.damage_all();
+  Request request(machine, path_of(0, 4));
+  EXPECT_EQ(request.run(), 0U);
+  EXPECT_EQ(machine.cache().stats().read_errors, 4U);
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(0, 4)), 0U);
+  request.put_rest(0);
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(0, 4)), 4U);
+  request.end();
+}
+
+TEST(BlockCache, WorksWithoutAStore) {
+  Machine machine;
+  machine.shut_down();
+  machine.boot(false);
+  for (std::uint64_t c = 0; c < 12; ++c) serve(machine, path_of(c, 4));
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(0, 4)), 0U);
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(11, 4)), 4U);
+  EXPECT_EQ(machine.cache().stats().stored, 0U);
+}
+
+TEST(BlockCache, EndsARequestThatStillWaits) {
+  Machine machine;
+  serve(machine, path_of(0, 4));
+  machine.sync();
+  machine.restart(false);
+  Request request(machine, path_of(0, 4));
+  EXPECT_FALSE(request.is_done);
+  request.end();
+  machine.settle();
+  EXPECT_TRUE(request.is_done);
+  EXPECT_EQ(machine.cache().stats().leased, 0U);
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(0, 4)), 4U);
+}
+
+TEST(BlockCache, TakesAnotherCapacity) {
+  Machine machine;
+  for (std::uint64_t c = 0; c < 4; ++c) serve(machine, path_of(c, 4));
+  machine.settle();
+  machine.cache().set_capacity(4, 6);
+  machine.settle();
+  CacheStats stats = machine.cache().stats();
+  EXPECT_LE(stats.slots_used, 4U);
+  EXPECT_EQ(stats.stored, 6U);
+  machine.cache().set_capacity(64, 100);
+  for (std::uint64_t c = 10; c < 20; ++c) serve(machine, path_of(c, 4));
+  machine.settle();
+  stats = machine.cache().stats();
+  EXPECT_GE(stats.ready, 40U);
+  EXPECT_EQ(stats.stored, 46U);
+}
+
+// Requests, deaths and failures in any order: what is leased has its name's bytes, always.
+TEST(BlockCache, NeverAWrongByte) {
+  const char* const policies[] = {"kvmem", "lru", "lfu-da", "arc", "s3fifo"};
+  std::uint64_t hits = 0;
+  for (std::uint64_t seed = 1; seed <= 150; ++seed) {
+    SCOPED_TRACE(seed);
+    Machine machine(seed);
+    test::Random random(seed);
+    machine.close_cache();
+    machine.options().policy = policies[random.below(std::size(policies))];
+    machine.options().write_through = random.one_in(2);
+    machine.options().slots = 4 + random.below(20);
+    machine.options().stored_blocks = 10 + random.below(60);
+    machine.open_cache();
+    if (random.one_in(2)) {
+      test::SimFaults& faults = machine.media().faults;
+      faults.read_flip = faults.read_elsewhere = 40;
+      faults.read_error = faults.write_error = faults.no_space = faults.short_io = 60;
+      faults.sync_error = 30;
+      faults.misdirect = faults.flip = 20;
+    }
+    std::vector<std::unique_ptr<Request>> open;
+    const Identity models[] = {kModel, {1, 9}};
+    for (int n = 0; n < 120; ++n) {
+      switch (random.below(12)) {
+        default: {
+          auto request = std::make_unique<Request>(
+              machine, path_of(random.below(9), 1 + random.below(8)), models[random.below(2)]);
+          const std::size_t run = request->run();
+          hits += run;
+          if (!random.one_in(4)) request->put_rest(run);
+          open.push_back(std::move(request));
+          break;
+        }
+        case 0:
+        case 1:
+        case 2:
+          if (open.empty()) break;
+          std::swap(open[random.below(open.size())], open.back());
+          ASSERT_TRUE(open.back()->all_right());
+          open.back()->end();
+          open.pop_back();
+          break;
+        case 3:
+          for (std::uint64_t steps = random.below(30); steps > 0; --steps) machine.loop().step();
+          break;
+        case 4:
+          machine.cache().set_capacity(2 + random.below(24), 5 + random.below(60));
+          break;
+        case 5:
+          if (!random.one_in(3)) break;
+          for (auto& request : open) {
+            ASSERT_TRUE(request->all_right());
+            request->end();
+          }
+          open.clear();
+          machine.restart(random.one_in(2));
+          break;
+      }
+      machine.cache().validate();
+      ASSERT_FALSE(testing::Test::HasFailure());
+    }
+    for (auto& request : open) {
+      ASSERT_TRUE(request->all_right());
+      request->end();
+    }
+  }
+  EXPECT_GT(hits, 4'000U) << "or it showed nothing";
+}
+
+}  // namespace
+}  // namespace kvmem::cache
