@@ -157,6 +157,7 @@ std::size_t BlockCache::contains(const Identity& identity, std::span<const wire:
 void BlockCache::begin(Lease* lease) {
   lease->slots.clear();
   lease->blocks.clear();
+  lease->restored = 0;
   lease->is_ended = lease->is_done = false;
   std::vector<Id> path;
   path.reserve(lease->names.size());
@@ -166,7 +167,10 @@ void BlockCache::begin(Lease* lease) {
   for (const Id& id : path) {
     Block* block = stopping_ ? nullptr : find_to_have(id);
     if (block == nullptr) break;
-    stats_.leased += block->leases++ == 0;
+    if (block->leases++ == 0) {
+      ++stats_.leased;
+      held_ += block->in_dram == InDram::kReady;
+    }
     lease->blocks.push_back(block);
   }
   if (!stopping_) serve(*lease, path);
@@ -179,6 +183,7 @@ void BlockCache::begin(Lease* lease) {
     ++lease->waits;
     block->waiting.push_back(lease);
     ++stats_.hits_stored;
+    ++lease->restored;
     if (block->in_dram == InDram::kNone) {
       block->in_dram = InDram::kWaiting;
       to_restore_.push_back(block);
@@ -197,6 +202,7 @@ void BlockCache::resolve(Lease& lease) {
   if (!lease.is_ended) stats_.hits_lost += lease.blocks.size() - run;
   for (std::size_t i = run; i < lease.blocks.size(); ++i) unlease(*lease.blocks[i]);
   lease.blocks.resize(run);
+  lease.restored = std::min(lease.restored, run);
   lease.is_done = true;
   lease.done(&lease);
 }
@@ -212,6 +218,7 @@ void BlockCache::end(Lease* lease) {
 void BlockCache::unlease(Block& block) {
   if (--block.leases > 0) return;
   --stats_.leased;
+  held_ -= block.in_dram == InDram::kReady;
   settle(block.id[1]);
 }
 
@@ -256,18 +263,23 @@ void BlockCache::put(Put* put) {
     put->done(put, {});
     return;
   }
-  bool is_empty = false;
-  const bool is_wanted =
-      block != nullptr && !stopping_ && (block->dram_wanted || block->store_wanted);
-  const std::uint32_t slot = is_wanted ? take_slot(&is_empty) : kNoSlot;
-  if (is_wanted && slot == kNoSlot && slot_may_come()) {
-    to_put_.push_back(put);
-    return;
+  const auto is_wanted = [&] {
+    block = find(id);
+    return block != nullptr && !stopping_ && (block->dram_wanted || block->store_wanted);
+  };
+  if (is_wanted() && !has_free_slot()) {
+    if (slot_may_come()) {
+      to_put_.push_back(put);
+      return;
+    }
+    (void)free_a_slot();  // it may be the one that goes
   }
+  bool is_empty = false;
+  const std::uint32_t slot = is_wanted() ? take_slot(&is_empty) : kNoSlot;
   if (slot == kNoSlot) {
     ++stats_.puts_refused;
-    put->done(put, is_wanted ? Status(Code::kNoMemory, "no slot is free in DRAM")
-                             : Status(Code::kNoSpace, "the block is not kept"));
+    put->done(put, is_wanted() ? Status(Code::kNoMemory, "no slot is free in DRAM")
+                               : Status(Code::kNoSpace, "the block is not kept"));
     return;
   }
   block->slot = slot;
@@ -317,26 +329,20 @@ void BlockCache::settle(policy::BlockKey key) {
       block.in_store == InStore::kWriting) {
     return;
   }
-  if (block.in_store == InStore::kStored && !block.store_wanted && block.leases == 0) {
+  const bool can_do_without = block.leases == 0 || block.in_dram == InDram::kReady;
+  if (block.in_store == InStore::kStored && !block.store_wanted && can_do_without) {
     release_records(block);
     ++stats_.dropped_stored;
   }
   if (block.in_dram == InDram::kReady && block.in_store == InStore::kNone && block.store_wanted &&
       (options_.write_through || !block.dram_wanted) && !stopping_) {
-    std::uint32_t pages = 0;
-    while (pages < pages_ && records_.reserve()) ++pages;
-    if (pages == pages_) {
-      block.in_store = InStore::kWriting;
-      block.next_page = 0;
-      block.failed = false;
-      block.generation = records_.next_generation();
-      block.locators.assign(pages_, tier::kNoLocator);
-      to_write_.push_back(&block);
-      pump_writes();
-      return;
-    }
-    records_.give_back(pages);
-    block.store_wanted = false;  // others have the room
+    block.in_store = InStore::kWriting;
+    block.next_page = 0;
+    block.failed = false;
+    block.locators.assign(pages_, tier::kNoLocator);
+    to_write_.push_back(&block);
+    pump_writes();
+    return;
   }
   if (block.in_dram == InDram::kReady && block.leases == 0 && !block.dram_wanted) {
     ++stats_.dropped_dram;
@@ -407,16 +413,30 @@ bool BlockCache::slot_may_come() const {
          idle_reads_.size() < reads_.size() || idle_writes_.size() < writes_.size();
 }
 
+// What DRAM holds for later gives way to what is wanted now: the policy says in which order.
+bool BlockCache::free_a_slot() {
+  std::vector<policy::BlockKey> gone;
+  while (!has_free_slot() && stats_.ready > held_ && dram_policy_->resident_blocks() > 0) {
+    gone.clear();
+    dram_policy_->set_capacity(dram_policy_->resident_blocks() - 1, &gone);
+    for (const policy::BlockKey key : gone) {
+      if (const auto it = blocks_.find(key); it != blocks_.end()) it->second.dram_wanted = false;
+      settle(key);
+    }
+    dram_policy_->set_capacity(counted_slots(options_.slots), &gone);
+  }
+  return has_free_slot();
+}
+
 void BlockCache::use_free_slots() {
   while (!to_restore_.empty() || !to_put_.empty()) {
-    const bool is_free =
-        slots_used_ < options_.slots && !(empty_slots_.empty() && spare_slots_.empty());
-    if (!is_free && slot_may_come() && !stopping_) return;
+    if (!has_free_slot() && slot_may_come() && !stopping_) return;
+    const bool is_free = !stopping_ && free_a_slot();
     if (!to_restore_.empty()) {
       Block& block = *to_restore_.front();
       to_restore_.pop_front();
       block.in_dram = InDram::kNone;
-      if (is_free && !stopping_) {
+      if (is_free) {
         restore(block);
       } else {
         wake_waiting(block);
@@ -525,6 +545,7 @@ void BlockCache::filled(Block& block) {
   } else {
     block.in_dram = InDram::kReady;
     ++stats_.ready;
+    held_ += block.leases > 0;
     ++stats_.read;
   }
   wake_waiting(block);
@@ -544,15 +565,22 @@ void BlockCache::wake_waiting(Block& block) {
 // --------------------------------------------------------------------------- the store from DRAM
 
 void BlockCache::pump_writes() {
-  while (!to_write_.empty()) {
+  while (!to_write_.empty() && !idle_writes_.empty()) {
     Block& block = *to_write_.front();
-    if (block.next_page == 0 && (stopping_ || !block.store_wanted)) {
-      to_write_.pop_front();
-      block.in_store = InStore::kNone;
-      block.locators.clear();
-      records_.give_back(pages_);
-      settle(block.id[1]);
-      continue;
+    if (block.next_page == 0) {
+      const bool is_wanted = block.store_wanted && !stopping_;
+      const bool has_room = is_wanted && records_.reserve(pages_);
+      // What is being written may be unwanted by now and make room.
+      if (is_wanted && !has_room && idle_writes_.size() < writes_.size()) return;
+      if (!has_room) {
+        to_write_.pop_front();
+        block.in_store = InStore::kNone;
+        block.store_wanted = false;
+        block.locators.clear();
+        settle(block.id[1]);
+        continue;
+      }
+      block.generation = records_.next_generation();
     }
     const std::vector<tier::Key> keys = keys_of(block.id);
     while (block.next_page < pages_ && !block.failed && !idle_writes_.empty()) {
@@ -615,6 +643,7 @@ void BlockCache::validate() const {
   if (store_policy_ != nullptr) store_policy_->validate();
   std::vector<bool> seen(options_.slots_max);
   CacheStats counted;
+  std::uint64_t held = 0;
   for (const auto& [key, block] : blocks_) {
     KV_CHECK(block.id[1] == key);
     const bool has_slot = block.in_dram == InDram::kFilling || block.in_dram == InDram::kReady;
@@ -625,6 +654,7 @@ void BlockCache::validate() const {
              block.in_dram == InDram::kFilling);
     counted.ready += block.in_dram == InDram::kReady;
     counted.leased += block.leases > 0;
+    held += block.in_dram == InDram::kReady && block.leases > 0;
     counted.stored += block.in_store == InStore::kStored;
     counted.slots_used += block.slot != kNoSlot;
     if (block.slot == kNoSlot) continue;
@@ -638,6 +668,7 @@ void BlockCache::validate() const {
     }
   }
   KV_CHECK(counted.ready == stats_.ready && counted.leased == stats_.leased);
+  KV_CHECK(held == held_);
   KV_CHECK(counted.stored == stats_.stored && counted.slots_used == slots_used_);
 }
 

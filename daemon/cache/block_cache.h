@@ -98,6 +98,7 @@ class BlockCache {
     std::uint32_t output_tokens = 0;
     bool tail_is_partial = false;
     std::vector<std::uint32_t> slots;  // out: of the path's leading blocks
+    std::size_t restored = 0;          // out: of those, how many had to be read
 
    private:
     friend class BlockCache;
@@ -219,8 +220,12 @@ class BlockCache {
   void punch_spare();
   std::byte* slot_at(std::uint32_t slot) const { return memory_.data() + slot * slot_bytes_; }
 
+  bool has_free_slot() const {
+    return slots_used_ < options_.slots && !(empty_slots_.empty() && spare_slots_.empty());
+  }
   // Who waits for a slot gets one, or hears that there will be none.
   void use_free_slots();
+  bool free_a_slot();
   bool slot_may_come() const;
 
   // DRAM from the store. REQUIRES: a slot is free.
@@ -247,6 +252,7 @@ class BlockCache {
   std::vector<std::uint32_t> empty_slots_;              // have no memory
   std::vector<std::uint32_t> spare_slots_;              // have
   std::uint64_t slots_used_ = 0;
+  std::uint64_t held_ = 0;  // blocks that are ready and leased
 
   std::deque<Block*> to_restore_;  // wait for a slot
   std::deque<Put*> to_put_;        // likewise

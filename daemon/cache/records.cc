@@ -104,12 +104,10 @@ void Records::leave(const std::vector<tier::Key>& keys, const Found& found) {
   give_back(keys.size());
 }
 
-bool Records::reserve() {
-  while (pages_used() >= pages_max_) {
-    if (left_.empty()) return false;
-    release_oldest();
-  }
-  ++used_;
+bool Records::reserve(std::uint64_t pages) {
+  if (used_ + pages > pages_max_) return false;
+  while (pages_used() + pages > pages_max_) release_oldest();
+  used_ += pages;
   return true;
 }
 

@@ -43,9 +43,9 @@ class Records {
   std::optional<Found> find(const std::vector<tier::Key>& keys);
   // Back to those nobody has asked for: the next of the caller finds it again.
   void leave(const std::vector<tier::Key>& keys, const Found& found);
-  // Room for one more page; false: the share is used up by what is in use.
-  bool reserve();
-  // Of reserve() or find(): the page is gone.
+  // Room for so many more; false: the share is used up by what is in use.
+  bool reserve(std::uint64_t pages);
+  // Of reserve() or find(): the pages are gone.
   void give_back(std::uint64_t pages) { used_ -= pages; }
 
  private:

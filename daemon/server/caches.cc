@@ -38,6 +38,7 @@ void begun(BlockCache::Lease* lease) {
   }
   Reply reply;
   reply.page_count = lease->slots.size();
+  reply.first_page = lease->restored;
   std::memcpy(c->at(wire::kCacheSlotsOffset), lease->slots.data(),
               lease->slots.size() * sizeof(std::uint32_t));
   if (lease->slots.empty()) {

@@ -60,6 +60,7 @@ struct kvmem_cache {
   std::uint32_t epoch;
   kvmem::Attachment* now;    // null: closed
   kvmem::Attachment* older;  // not empty
+  kvmem_cache_statistics stats;
 };
 
 namespace kvmem {
@@ -261,6 +262,10 @@ KVMEM_EXPORTED int kvmem_cache_begin(kvmem_cache* cache, const kvmem_cache_reque
     }
     *found = reply.page_count;
     *request = 0;
+    ++cache->stats.requests;
+    cache->stats.asked += options->count;
+    cache->stats.found += reply.page_count;
+    cache->stats.restored += reply.first_page;
     if (reply.page_count > 0) {
       ++now.leases;
       *request = std::uint64_t{now.epoch} << 32 | reply.region_id;
@@ -301,6 +306,15 @@ KVMEM_EXPORTED int kvmem_cache_put(kvmem_cache* cache, const kvmem_block_name* n
     memcpy(to.at(0), name, sizeof *name);
     memcpy(to.at(kvmem::wire::kCacheStagingOffset), bytes, cache->block_bytes);
   });
+  ++(error == 0 ? cache->stats.puts : cache->stats.refused);
   errno = saved;
   return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_stats(kvmem_cache* cache, kvmem_cache_statistics* stats) noexcept {
+  if (!kvmem::is_usable(cache) || stats == nullptr || stats->size < sizeof *stats) return -EINVAL;
+  const kvmem::LockGuard guard(cache->lock);
+  *stats = cache->stats;
+  stats->size = sizeof *stats;
+  return 0;
 }

@@ -180,6 +180,20 @@ int kvmem_cache_end(struct kvmem_cache* cache, uint64_t request) KVMEM_NOEXCEPT;
 int kvmem_cache_put(struct kvmem_cache* cache, const struct kvmem_block_name* name,
                     const void* bytes) KVMEM_NOEXCEPT;
 
+struct kvmem_cache_statistics {
+  size_t size;       /* of this struct, bytes */
+  uint64_t requests; /* that began */
+  uint64_t asked;    /* blocks in their prompts */
+  uint64_t found;    /* of them, blocks that were lent */
+  uint64_t restored; /* of these, blocks that had to be read from the store */
+  uint64_t puts;     /* blocks that were put, or known already */
+  uint64_t refused;  /* that were not taken */
+};
+
+/* What this handle has done so far. */
+int kvmem_cache_stats(struct kvmem_cache* cache,
+                      struct kvmem_cache_statistics* stats) KVMEM_NOEXCEPT;
+
 #ifdef __cplusplus
 }
 #endif
