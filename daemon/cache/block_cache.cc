@@ -23,7 +23,8 @@ std::uint64_t counted_slots(std::uint64_t slots) {
 }  // namespace
 
 Result<std::unique_ptr<BlockCache>> BlockCache::create(const CacheOptions& options,
-                                                       os::Executor& workers, Records& records) {
+                                                       os::Executor& workers, Records& records,
+                                                       std::unique_ptr<History> history) {
   if (options.block_bytes == 0 || options.block_bytes > wire::kCacheBlockBytesMax) {
     return Status(Code::kInvalid, "blocks have 1 byte to 64 MiB");
   }
@@ -38,7 +39,10 @@ Result<std::unique_ptr<BlockCache>> BlockCache::create(const CacheOptions& optio
       os::SharedMemory memory,
       os::SharedMemory::create("kvmem-blocks", align_up(options.slots_max * slot_bytes, kPageBytes),
                                options.memory_kind, true));
-  return std::unique_ptr<BlockCache>(new BlockCache(options, workers, records, std::move(memory)));
+  std::unique_ptr<BlockCache> cache(new BlockCache(options, workers, records, std::move(memory)));
+  cache->history_ = std::move(history);
+  cache->recall();
+  return cache;
 }
 
 BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Records& records,
@@ -159,12 +163,21 @@ void BlockCache::begin(Lease* lease) {
   lease->blocks.clear();
   lease->restored = 0;
   lease->is_ended = lease->is_done = false;
-  std::vector<Id> path;
-  path.reserve(lease->names.size());
-  for (const wire::BlockName& name : lease->names) path.push_back(id_of(lease->identity, name));
+  if (std::exchange(is_recalled_, false) && lease->time_ms < last_ms_) {
+    shift_ms_ = last_ms_ - lease->time_ms;
+  }
+  History::Entry request;
+  request.time_ms = std::max(last_ms_, lease->time_ms + shift_ms_);
+  request.input_tokens = lease->input_tokens;
+  request.output_tokens = lease->output_tokens;
+  request.tail_is_partial = lease->tail_is_partial;
+  request.path.reserve(lease->names.size());
+  for (const wire::BlockName& name : lease->names) {
+    request.path.push_back(id_of(lease->identity, name));
+  }
   ++stats_.requests;
-  stats_.asked += path.size();
-  for (const Id& id : path) {
+  stats_.asked += request.path.size();
+  for (const Id& id : request.path) {
     Block* block = stopping_ ? nullptr : find_to_have(id);
     if (block == nullptr) break;
     if (block->leases++ == 0) {
@@ -173,7 +186,10 @@ void BlockCache::begin(Lease* lease) {
     }
     lease->blocks.push_back(block);
   }
-  if (!stopping_) serve(*lease, path);
+  if (!stopping_) {
+    serve(request);
+    if (history_ != nullptr) history_->append(request);
+  }
   lease->waits = 1;  // until all have been asked for
   for (Block* block : lease->blocks) {
     if (block->in_dram == InDram::kReady) {
@@ -222,21 +238,21 @@ void BlockCache::unlease(Block& block) {
   settle(block.id[1]);
 }
 
-void BlockCache::serve(const Lease& lease, const std::vector<Id>& path) {
+void BlockCache::serve(const History::Entry& served) {
   std::vector<policy::BlockKey> keys;
-  keys.reserve(path.size());
-  for (const Id& id : path) {
+  keys.reserve(served.path.size());
+  for (const Id& id : served.path) {
     const auto [it, is_new] = blocks_.try_emplace(id[1]);
     if (is_new) it->second.id = id;
     if (it->second.id != id) break;  // what follows cannot be had either
     keys.push_back(id[1]);
   }
   policy::BlockRequest request;
-  request.time_ms = last_ms_ = std::max(last_ms_, lease.time_ms);
+  request.time_ms = last_ms_ = std::max(last_ms_, served.time_ms);
   request.path = keys;
-  request.tail_is_partial = lease.tail_is_partial;
-  request.input_tokens = lease.input_tokens;
-  request.output_tokens = lease.output_tokens;
+  request.tail_is_partial = served.tail_is_partial;
+  request.input_tokens = served.input_tokens;
+  request.output_tokens = served.output_tokens;
   std::vector<policy::BlockKey> changed;
   const auto tell = [&](policy::BlockPolicy& policy, bool Block::*is_wanted) {
     const std::size_t before = changed.size();
@@ -252,6 +268,27 @@ void BlockCache::serve(const Lease& lease, const std::vector<Id>& path) {
   if (store_policy_ != nullptr) tell(*store_policy_, &Block::store_wanted);
   for (const policy::BlockKey key : changed) settle(key);
   for (const policy::BlockKey key : keys) settle(key);
+}
+
+// The policies come to know what those of the last daemon knew, and the store's blocks are looked
+// up that they still want.
+void BlockCache::recall() {
+  if (history_ == nullptr) return;
+  history_->read([this](const History::Entry& request) { serve(request); });
+  std::vector<Id> wanted;
+  for (const auto& [key, block] : blocks_) {
+    if (block.store_wanted) wanted.push_back(block.id);
+  }
+  for (const Id& id : wanted) (void)find_to_have(id);
+  is_recalled_ = true;
+}
+
+void BlockCache::tick() {
+  if (history_ != nullptr) history_->flush();
+}
+
+void BlockCache::forget() {
+  if (history_ != nullptr) history_->remove();
 }
 
 void BlockCache::put(Put* put) {
@@ -375,9 +412,13 @@ void BlockCache::stop() {
   stopping_ = true;
   pump_writes();
   use_free_slots();
+  if (history_ != nullptr) history_->close();
 }
 
-bool BlockCache::idle() const { return !slot_may_come() && to_restore_.empty() && to_put_.empty(); }
+bool BlockCache::idle() const {
+  return !slot_may_come() && to_restore_.empty() && to_put_.empty() &&
+         (history_ == nullptr || history_->idle());
+}
 
 // ----------------------------------------------------------------------------------------- slots
 

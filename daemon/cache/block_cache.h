@@ -32,6 +32,7 @@
 
 #include "base/page.h"
 #include "base/status.h"
+#include "cache/history.h"
 #include "cache/records.h"
 #include "os/memory.h"
 #include "os/workers.h"
@@ -124,9 +125,11 @@ class BlockCache {
     Status status;
   };
 
-  // `workers` and `records` outlive the cache.
+  // `workers` and `records` outlive the cache. `history` (or null) is read at once: what it says is
+  // worth its place in the store, and is there, is the cache's from the start.
   static Result<std::unique_ptr<BlockCache>> create(const CacheOptions& options,
-                                                    os::Executor& workers, Records& records);
+                                                    os::Executor& workers, Records& records,
+                                                    std::unique_ptr<History> history = nullptr);
   // REQUIRES: idle(), all leases ended. What is stored is left to `records`.
   ~BlockCache();
   BlockCache(const BlockCache&) = delete;
@@ -142,6 +145,10 @@ class BlockCache {
 
   // Live configuration: DRAM and the store's share, in blocks.
   void set_capacity(std::uint64_t slots, std::uint64_t stored_blocks);
+  // Once a second or so.
+  void tick();
+  // Its history is nobody's any more.
+  void forget();
   // Nothing new is read or written; what is under way ends.
   void stop();
   bool idle() const;
@@ -208,7 +215,8 @@ class BlockCache {
   // Null: it cannot be had. Takes over what an earlier daemon left.
   Block* find_to_have(const Id& id);
 
-  void serve(const Lease& lease, const std::vector<Id>& path);
+  void serve(const History::Entry& request);
+  void recall();
   void settle(policy::BlockKey key);
   void resolve(Lease& lease);
   void unlease(Block& block);
@@ -262,8 +270,12 @@ class BlockCache {
   std::vector<std::unique_ptr<PageWrite>> writes_;
   std::vector<PageRead*> idle_reads_;
   std::vector<PageWrite*> idle_writes_;
-  std::uint64_t jobs_ = 0;  // at the workers
+  std::uint64_t jobs_ = 0;            // at the workers
+  std::unique_ptr<History> history_;  // may be null
   std::uint64_t last_ms_ = 0;
+  // Added to what engines say: their clock may not be the one that the history was written by.
+  std::uint64_t shift_ms_ = 0;
+  bool is_recalled_ = false;  // and no request has come since
   bool stopping_ = false;
   CacheStats stats_;
 };

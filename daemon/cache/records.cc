@@ -22,11 +22,9 @@ Records::Records(tier::Store* store, std::uint64_t pages_max)
     add(record);
   }
   next_generation_ = newest + kGenerationsSkipped;
-  set_pages_max(pages_max_);
 }
 
-void Records::set_pages_max(std::uint64_t pages) {
-  pages_max_ = store_ == nullptr ? 0 : pages;
+void Records::trim() {
   while (pages_used() > pages_max_ && !left_.empty()) release_oldest();
 }
 

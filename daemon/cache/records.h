@@ -28,7 +28,9 @@ class Records {
   std::uint64_t pages_max() const { return pages_max_; }
   std::uint64_t pages_used() const { return used_ + left_.size(); }
   std::uint64_t pages_left() const { return left_.size(); }  // nobody has asked for
-  void set_pages_max(std::uint64_t pages);
+  // What is left beyond the share goes, the oldest first. Once those have been found that are worth
+  // their place.
+  void trim();
   // Above all that were ever used: a name's next bytes are a new generation.
   std::uint64_t next_generation() { return next_generation_++; }
 
@@ -59,7 +61,7 @@ class Records {
   void remove(ByKey::iterator at);
 
   tier::Store* const store_;
-  std::uint64_t pages_max_;
+  const std::uint64_t pages_max_;
   std::uint64_t used_ = 0;
   std::uint64_t next_generation_ = 1;
   ByGeneration left_;

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
-#include "os/clock.h"
+#include "os/log.h"
 #include "server/server.h"
 
 namespace kvmem::server {
@@ -20,6 +23,14 @@ using wire::Request;
 constexpr std::size_t kCachesMax = 64;
 constexpr std::ptrdiff_t kCachesOfAUserMax = 8;
 constexpr std::size_t kLeasesMax = 4096;  // of a connection
+// Requests are remembered until they named so many times as many blocks as the store may hold.
+constexpr std::uint64_t kHistoryOfACapacity = 4;
+
+std::uint64_t wall_ms() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
+}
 
 // As the engine put them there; it may change them meanwhile.
 std::vector<wire::BlockName> names_from(const CacheConnection& from, std::uint64_t count) {
@@ -58,8 +69,16 @@ void was_put(BlockCache::Put* put, Status status) {
 
 }  // namespace
 
-Caches::Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config)
-    : loop_(loop), owner_(owner), config_(config), records_(loop.store(), config.store_pages()) {}
+Caches::Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config,
+               std::string history)
+    : loop_(loop),
+      owner_(owner),
+      config_(config),
+      history_(loop.store() == nullptr ? std::string() : std::move(history)),
+      records_(loop.store(), config.store_pages()) {
+  if (!history_.empty()) recall();
+  records_.trim();
+}
 
 Caches::~Caches() = default;
 
@@ -120,38 +139,79 @@ Reply Caches::open(Session& session, const Request& request, std::vector<UniqueF
                                os::MemoryKind::kShmem, false);
   if (!exchange.ok()) return refuse_status(exchange.status());
   connection->exchange = *std::move(exchange);
-  auto found = caches_.find(key);
-  if (found == caches_.end()) {
+  const auto found = caches_.find(key);
+  Held* held = found != caches_.end() ? &found->second : nullptr;
+  if (held == nullptr) {
     if (!make_room(key.uid)) {
       return refuse(EUSERS, "too many sizes of blocks are in use: close a cache of another size");
     }
-    cache::CacheOptions options;
-    options.uid = key.uid;
-    options.block_bytes = key.block_bytes;
-    options.slots_max = slots_max;
-    options.policy = config_.policy;
-    options.write_through = config_.write_through;
-    options.memory_kind = loop_.memory_kind();
-    auto made = BlockCache::create(options, loop_.workers(), records_);
-    if (!made.ok()) return refuse_status(made.status());
-    found = caches_.emplace(key, Held{*std::move(made), 0}).first;
+    auto added = add(key);
+    if (!added.ok()) return refuse_status(added.status());
+    held = *added;
     share();
   }
-  Held& held = found->second;
-  auto blocks = os::reopen(held.cache->memory().fd(), O_RDONLY);
+  if (!std::exchange(is_used_, true)) owner_.dram_changed();
+  auto blocks = os::reopen(held->cache->memory().fd(), O_RDONLY);
   if (!blocks.ok()) return refuse_status(blocks.status());
   fds->push_back(*std::move(blocks));
   fds->emplace_back(::fcntl(connection->exchange.fd(), F_DUPFD_CLOEXEC, 0));
-  ++held.connections;
+  ++held->connections;
   connection->session = &session;
   connection->owner = &owner_;
-  connection->held = &held;
+  connection->held = held;
   connection->identity = {request.identity[0], request.identity[1]};
   session.cache = std::move(connection);
   Reply reply;
-  reply.size_bytes = held.cache->memory().size_bytes();
+  reply.size_bytes = held->cache->memory().size_bytes();
   reply.page_count = slots_max;
   return reply;
+}
+
+Result<Caches::Held*> Caches::add(const Key& key) {
+  cache::CacheOptions options;
+  options.uid = key.uid;
+  options.block_bytes = key.block_bytes;
+  options.slots_max = config_.dram_bytes / wire::cache_slot_bytes(key.block_bytes);
+  options.slots = options.slots_max;
+  options.stored_blocks = records_.pages_max() / pages_for(key.block_bytes);
+  options.policy = config_.policy;
+  options.write_through = config_.write_through;
+  options.memory_kind = loop_.memory_kind();
+  std::unique_ptr<cache::History> history;
+  if (!history_.empty()) {
+    history = std::make_unique<cache::History>(
+        history_ + std::to_string(key.uid) + "-" + std::to_string(key.block_bytes),
+        cache::History::Owner{key.uid, key.block_bytes},
+        kHistoryOfACapacity * std::max(options.stored_blocks, options.slots), loop_.workers());
+  }
+  KV_ASSIGN_OR_RETURN(auto cache,
+                      BlockCache::create(options, loop_.workers(), records_, std::move(history)));
+  return &caches_.emplace(key, Held{std::move(cache), 0}).first->second;
+}
+
+// The caches whose histories are there.
+void Caches::recall() {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path prefix(history_);
+  std::vector<Key> found;
+  for (fs::directory_iterator it(prefix.parent_path(), error), end; !error && it != end;
+       it.increment(error)) {
+    if (!it->path().filename().string().starts_with(prefix.filename().string())) continue;
+    auto owner = cache::History::owner_of(it->path().string());
+    if (owner.ok()) found.push_back({owner->uid, owner->block_bytes});
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  for (const Key& key : found) {
+    const bool fits = key.block_bytes != 0 && key.block_bytes <= wire::kCacheBlockBytesMax &&
+                      config_.dram_bytes >= wire::cache_slot_bytes(key.block_bytes);
+    if (!fits || caches_.size() == kCachesMax) continue;
+    if (const auto added = add(key); !added.ok()) {
+      os::log(os::Severity::kWarning, "block cache of uid %u: %s", key.uid, added.status().what());
+    }
+  }
+  share();
 }
 
 bool Caches::begin(Session& session, const Request& request, Reply* reply) {
@@ -166,7 +226,7 @@ bool Caches::begin(Session& session, const Request& request, Reply* reply) {
   lease.context = &c;
   lease.identity = c.identity;
   lease.names = names_from(c, request.page_count);
-  lease.time_ms = request.time_ms != 0 ? request.time_ms : os::now_ns() / 1'000'000;
+  lease.time_ms = request.time_ms != 0 ? request.time_ms : wall_ms();
   lease.input_tokens = request.input_tokens;
   lease.output_tokens = request.output_tokens;
   lease.tail_is_partial = (request.flags & Request::kPartial) != 0;
@@ -208,6 +268,7 @@ bool Caches::make_room(std::uint32_t uid) {
            (of_user < kCachesOfAUserMax || c.first.uid == uid);
   });
   if (unused == caches_.end()) return false;
+  if (unused->second.cache->stats().stored == 0) unused->second.cache->forget();
   caches_.erase(unused);
   return true;
 }
@@ -221,7 +282,10 @@ void Caches::share() {
     held.cache->set_capacity(std::max<std::uint64_t>(config_.dram_pages() / parts / block_pages, 1),
                              records_.pages_max() / parts / block_pages);
   }
-  owner_.dram_changed();
+}
+
+void Caches::tick() {
+  for (auto& [key, held] : caches_) held.cache->tick();
 }
 
 void Caches::stop() {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -31,7 +32,9 @@ class Caches {
     virtual void dram_changed() = 0;
   };
 
-  Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config);
+  // `history`: what its files' names begin with; empty: there are none. Waits for the disk: caches
+  // of earlier daemons are there at once.
+  Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& config, std::string history);
   ~Caches();
   Caches(const Caches&) = delete;
   Caches& operator=(const Caches&) = delete;
@@ -47,9 +50,10 @@ class Caches {
   // Nothing more begins; call the loop until idle().
   void stop();
   bool idle() const;
+  void tick();  // once a second
 
   // Taken from the regions' budget.
-  std::uint64_t dram_pages() const { return caches_.empty() ? 0 : config_.dram_pages(); }
+  std::uint64_t dram_pages() const { return is_used_ ? config_.dram_pages() : 0; }
 
   struct Key {
     std::uint32_t uid;
@@ -67,14 +71,18 @@ class Caches {
   wire::Reply open(Session& session, const wire::Request& request, std::vector<UniqueFd>* fds);
   bool begin(Session& session, const wire::Request& request, wire::Reply* reply);
   bool put(Session& session, wire::Reply* reply);
+  Result<Held*> add(const Key& key);
+  void recall();
   bool make_room(std::uint32_t uid);
   void share();
 
   loop::Loop& loop_;
   Owner& owner_;
   const config::Config::Cache config_;
+  const std::string history_;
   cache::Records records_;
   std::map<Key, Held> caches_;
+  bool is_used_ = false;  // by an engine of this daemon's life
 };
 
 // One engine's connection to a cache.

@@ -40,6 +40,13 @@ std::uint64_t random_nonzero() {
   return word;
 }
 
+// Beside the store where that is a file, else where the daemon keeps what it needs.
+std::string history_prefix(const config::Config& config) {
+  struct stat st {};
+  const bool is_file = ::stat(config.nvme.path.c_str(), &st) == 0 && S_ISREG(st.st_mode);
+  return is_file ? config.nvme.path + ".blocks-" : config.daemon.runtime_dir + "/blocks-";
+}
+
 std::string text_of(const char* chars, std::size_t size) {
   std::string text(chars, ::strnlen(chars, size));
   for (char& c : text) {
@@ -96,7 +103,7 @@ Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, con
       listener_(std::move(listener)),
       leases_(std::move(runtime_dir) + "/leases"),
       config_(std::move(config)),
-      caches_(loop, *this, config_.cache),
+      caches_(loop, *this, config_.cache, history_prefix(config_)),
       started_ns_(os::now_ns()) {}
 
 Server::~Server() { stop(); }
@@ -975,6 +982,7 @@ void Server::poison(View& view, std::uint32_t page) {
 }
 
 void Server::housekeep(std::uint64_t now_ns) {
+  caches_.tick();
   std::vector<std::uint64_t> expired;
   for (const auto& [token, fork] : forks_) {
     if (now_ns > fork.expires_ns) expired.push_back(token);

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+from huge_pages import huge_pages  # pylint: disable=wrong-import-position
 MIB = 1 << 20
 PAGE = 2 * MIB
 TOKENS_PER_BLOCK = 512  # Mooncake's
@@ -65,6 +67,7 @@ def options():
     parser.add_argument("--speed", type=int, default=0, help="seconds of the trace in one; 0: as fast as it goes")
     parser.add_argument("--threads", type=int, default=4, help="requests at once")
     parser.add_argument("--prefill-tokens", type=int, default=10000, help="a second, what the model would compute")
+    parser.add_argument("--huge-pages", action="store_true", help="take them into the kernel's pool meanwhile (root)")
     parser.add_argument("--on", type=Path, default=ROOT / "build", help="folder on the disk to use")
     parser.add_argument("--build", type=Path, default=ROOT / "build/release")
     parser.add_argument("--out", type=Path, default=Path.cwd())
@@ -87,6 +90,11 @@ def build(folder):
             fail(f"{folder}/bin/{name} is not built")
 
 
+def budget(o):
+    """Of all frames: what blocks may not have is the regions', of which there are none here."""
+    return o.dram * 4 // 3 + 64 * MIB
+
+
 class Daemon:
     def __init__(self, o, policy, work):
         self.o, self.socket = o, f"{work}/sock"
@@ -94,7 +102,7 @@ class Daemon:
         config = Path(work, "kvmemd.toml")
         config.write_text(f"""
 [dram]
-budget = {o.dram * 3 // 2 + 64 * MIB}
+budget = {budget(o)}
 [nvme]
 path = "{work}/store"
 size = {o.store + o.store // 32 + 512 * MIB}
@@ -278,7 +286,10 @@ def main():
             source = ["--trace", str(part)]
         else:
             source = ["--generate", str(o.generate), "--requests", str(o.requests)]
-        runs = [run(o, policy, source) for policy in o.policy.split(",")]
+        runs = []
+        for policy in o.policy.split(","):
+            with huge_pages(budget(o) if o.huge_pages else 0):
+                runs.append(run(o, policy, source))
     o.out.mkdir(parents=True, exist_ok=True)
     report = {"trace": str(o.trace or f"generated {o.generate}"), "minutes": o.minutes, "block_bytes": o.block_bytes,
               "dram_bytes": o.dram, "store_bytes": o.store, "threads": o.threads, "prefill_tokens": o.prefill_tokens,

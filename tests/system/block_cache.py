@@ -301,13 +301,29 @@ def outlives(daemon):
     cache.end(number)
     cache.end(lease)
     assert Cache(model=(9, 9)).contains(path) == 0, "another model's"
+    # What the policy holds dear is older than much that was put and dropped since; it is there again.
+    hot = path_of(50, 2)
+    for n in range(150):
+        cache.serve(hot)
+        cache.serve(path_of(1000 + n, 4))
+    here = [c for c in range(1000, 1150) if cache.contains(path_of(c, 4)) == 4]
+    assert cache.contains(hot) == 2 and len(here) < 150
+    daemon.stop()
+    daemon.start()
+    state = daemon.cache()
+    assert state["blocks_stored"] > 100 and state["connections"] == 0, state
+    assert cache.contains(hot) == 2
+    kept = [c for c in here if cache.contains(path_of(c, 4)) == 4]
+    assert len(kept) >= len(here) - 8, (len(kept), len(here))
+    until("all is stored", lambda: daemon.cache()["blocks_stored"] > 100)
+    path = hot
     # Stopped in order, with a request under way.
     blocks, number = cache.begin(path)
     daemon.stop()
     cache.check(path, blocks)
     daemon.start()
     cache.end(number)
-    assert cache.serve(path) == 6
+    assert cache.serve(path) == 2
     state = daemon.status()
     assert state["counters"]["store_corrupt"] == 0 and daemon.cache()["read_errors"] == 0, state
     cache.close()
@@ -391,6 +407,7 @@ def refuses(daemon):
         s.close()
         until("it is gone", lambda: sum(c["connections"] for c in daemon.status()["caches"]) == 1)
     assert len(daemon.status()["caches"]) <= 8
+    assert len(list(Path(daemon.work).glob("store.blocks-*"))) <= 8, "what nobody stored leaves no file"
     assert good.serve(path) == 4
     good.close()
 

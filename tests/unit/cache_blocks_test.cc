@@ -70,10 +70,16 @@ class Machine {
     open_cache();
   }
   void open_cache() {
-    auto cache = BlockCache::create(options_, loop_, *records_);
+    auto history =
+        history_path_.empty()
+            ? nullptr
+            : std::make_unique<History>(history_path_, History::Owner{0, kBlockBytes}, 1000, loop_);
+    auto cache = BlockCache::create(options_, loop_, *records_, std::move(history));
     ASSERT_TRUE(cache.ok()) << cache.status().what();
     cache_ = *std::move(cache);
+    records_->trim();
   }
+  void remember_in(std::string path) { history_path_ = std::move(path); }
   void close_cache() {
     cache_->stop();
     settle();
@@ -107,6 +113,7 @@ class Machine {
 
  private:
   CacheOptions options_;
+  std::string history_path_;
   SimMedia media_;
   SimLoop loop_;
   std::unique_ptr<tier::Store> store_;
@@ -297,6 +304,37 @@ TEST(BlockCache, LeftBlocksGiveWayToNewOnes) {
   }
 }
 
+// Released records come back with a restart, and what is worth most may be the oldest.
+TEST(BlockCache, KnowsWhatIsWorthItsPlaceAfterARestart) {
+  for (const bool remembers : {true, false}) {
+    Machine machine;
+    if (remembers) {
+      machine.remember_in(testing::TempDir() + "block_cache_history");
+      machine.close_cache();
+      machine.open_cache();
+    }
+    for (std::uint64_t c = 0; c < 60; ++c) {
+      serve(machine, path_of(1000, 2));
+      serve(machine, path_of(c, 4));
+      machine.settle();
+    }
+    machine.cache().tick();
+    machine.settle();
+    EXPECT_EQ(machine.cache().stats().stored, 100U);
+    machine.restart(false);
+    EXPECT_EQ(machine.cache().contains(kModel, path_of(1000, 2)), remembers ? 2U : 0U);
+    std::size_t here = 0;
+    for (std::uint64_t c = 0; c < 60; ++c) here += machine.cache().contains(kModel, path_of(c, 4));
+    EXPECT_EQ(here, remembers ? 98U : 100U);
+    if (!remembers) continue;
+    EXPECT_EQ(machine.cache().stats().stored, 100U) << "nobody has asked yet";
+    EXPECT_EQ(machine.cache().stats().requests, 0U);
+    // The next request may be of an earlier time than the last one.
+    serve(machine, path_of(1000, 2));
+    machine.cache().forget();
+  }
+}
+
 TEST(BlockCache, KeepsALeasedBlockHoweverManyCome) {
   Machine machine;
   serve(machine, path_of(0, 4));
@@ -407,6 +445,7 @@ TEST(BlockCache, NeverAWrongByte) {
     machine.options().write_through = random.one_in(2);
     machine.options().slots = 4 + random.below(20);
     machine.options().stored_blocks = 10 + random.below(60);
+    if (random.one_in(2)) machine.remember_in(testing::TempDir() + "block_cache_random");
     machine.open_cache();
     if (random.one_in(2)) {
       test::SimFaults& faults = machine.media().faults;
@@ -460,6 +499,8 @@ TEST(BlockCache, NeverAWrongByte) {
       ASSERT_TRUE(request->all_right());
       request->end();
     }
+    machine.settle();
+    machine.cache().forget();
   }
   EXPECT_GT(hits, 4'000U) << "or it showed nothing";
 }
