@@ -93,6 +93,10 @@ bool Caches::handle(Session& session, const Request& request, Reply* reply,
     *reply = refuse(EPROTO, "send CacheOpen first");
     return true;
   }
+  if (request.op == wire::Op::kCacheEnd) {
+    end(*c, request.region_id);
+    return false;
+  }
   if (c->is_busy()) {
     *reply = refuse(EBUSY, "the request before it has not been answered");
     return true;
@@ -108,16 +112,6 @@ bool Caches::handle(Session& session, const Request& request, Reply* reply,
       return true;
     case wire::Op::kCacheBegin:
       return begin(session, request, reply);
-    case wire::Op::kCacheEnd: {
-      const auto lease = c->leases.find(request.region_id);
-      if (lease == c->leases.end()) {
-        *reply = refuse(ENOENT, "no request with this number has begun");
-      } else {
-        c->cache().end(&lease->second);
-        c->leases.erase(lease);
-      }
-      return true;
-    }
     default:
       return put(session, reply);
   }
@@ -233,6 +227,14 @@ bool Caches::begin(Session& session, const Request& request, Reply* reply) {
   c.beginning = number;
   c.cache().begin(&lease);
   return false;
+}
+
+// Of what has not begun there is nothing to end: a library of ours does not ask for it.
+void Caches::end(CacheConnection& c, std::uint64_t number) {
+  const auto lease = c.leases.find(number);
+  if (lease == c.leases.end() || number == c.beginning) return;
+  c.cache().end(&lease->second);
+  c.leases.erase(lease);
 }
 
 bool Caches::put(Session& session, Reply* /*reply*/) {

@@ -22,6 +22,8 @@
 
 namespace kvmem::server {
 
+struct CacheConnection;
+
 class Caches {
  public:
   // `answer(session, reply)` sends a reply; `changed()`: dram_pages() is another.
@@ -42,7 +44,7 @@ class Caches {
   static bool is_for_caches(wire::Op op) {
     return op >= wire::Op::kCacheOpen && op <= wire::Op::kCachePut;
   }
-  // False: it is answered when it is done.
+  // False: it is answered when it is done, or not at all.
   bool handle(Session& session, const wire::Request& request, wire::Reply* reply,
               std::vector<UniqueFd>* fds);
   // The session ends: what it leased is given back.
@@ -69,6 +71,7 @@ class Caches {
 
  private:
   wire::Reply open(Session& session, const wire::Request& request, std::vector<UniqueFd>* fds);
+  void end(CacheConnection& connection, std::uint64_t lease);
   bool begin(Session& session, const wire::Request& request, wire::Reply* reply);
   bool put(Session& session, wire::Reply* reply);
   Result<Held*> add(const Key& key);

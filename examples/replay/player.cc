@@ -155,7 +155,6 @@ class Player {
         std::this_thread::sleep_until(start +
                                       std::chrono::milliseconds(request.time_ms / options.speed));
       }
-      // (Holding the turn.)
       std::unique_lock lock(puts);
       put_some.wait(lock, [&] {
         return std::none_of(request.path.begin(), request.path.end(),
@@ -167,8 +166,7 @@ class Player {
       }
       being_put.insert(fresh.begin(), fresh.end());
       lock.unlock();
-      turn.unlock();
-      serve(cache, request, block.get(), words, &restored_before);
+      serve(cache, request, &turn, block.get(), words, &restored_before);
       lock.lock();
       for (const std::uint64_t key : fresh) being_put.erase(key);
       put_some.notify_all();
@@ -176,8 +174,8 @@ class Player {
     kvmem_cache_close(cache);
   }
 
-  void serve(kvmem_cache* cache, const TraceRequest& request, std::uint64_t* block,
-             std::uint64_t words, std::uint64_t* restored_before) {
+  void serve(kvmem_cache* cache, const TraceRequest& request, std::unique_lock<std::mutex>* turn,
+             std::uint64_t* block, std::uint64_t words, std::uint64_t* restored_before) {
     const std::size_t count = request.path.size();
     std::vector<kvmem_block_name> names(count);
     for (std::size_t i = 0; i < count; ++i) names[i] = name_of(request.path[i]);
@@ -190,6 +188,7 @@ class Player {
     const Clock::time_point asked_at = Clock::now();
     const int error = kvmem_cache_begin(cache, &begun, blocks.data(), &here, &lease);
     const std::chrono::duration<double, std::milli> waited = Clock::now() - asked_at;
+    turn->unlock();
     if (error != 0 && error != -ENOTCONN) {
       fail(std::string("kvmem_cache_begin: ") + kvmem_strerror(error));
     }

@@ -33,9 +33,18 @@ struct Attachment {
   UniqueMapping blocks;    // read-only
   UniqueMapping exchange;  // ours and the daemon's
   std::uint32_t epoch = 0;
-  std::uint64_t leases = 0;
+  Array<std::uint32_t> leases;  // that have not been ended
   Attachment* older = nullptr;  // of an earlier daemon, while something in it is leased
 
+  bool end(std::uint32_t lease) {
+    for (std::uint32_t& known : leases) {
+      if (known != lease) continue;
+      known = leases[leases.size() - 1];
+      leases.shrink(leases.size() - 1);
+      return true;
+    }
+    return false;
+  }
   unsigned char* at(std::size_t offset) const {
     return static_cast<unsigned char*>(exchange.get().address) + offset;
   }
@@ -78,7 +87,7 @@ void detach(kvmem_cache& c) {
   c.now = nullptr;
   gone->socket.reset();
   gone->exchange.reset();
-  if (gone->leases == 0) return destroy(gone);
+  if (gone->leases.empty()) return destroy(gone);
   gone->older = c.older;
   c.older = gone;
 }
@@ -148,32 +157,56 @@ int ask_about(kvmem_cache& c, Request& request, const kvmem_block_name* names, s
   return error;
 }
 
-// False: the daemon has hung up.
-bool end_now(kvmem_cache& c, std::uint32_t lease, int* error) {
+// Tells the daemon; it does not answer.
+void send_end(kvmem_cache& c, std::uint32_t lease) {
   Request request;
   request.op = Op::kCacheEnd;
   request.region_id = lease;
-  Reply reply;
-  if (converse(c.now->socket.get(), request, nullptr, 0, &reply, nullptr, kReplyTimeoutNs) != 0) {
-    detach(c);
-    return false;
+  if (send_message(c.now->socket.get(), &request, sizeof request, nullptr, 0,
+                   sys::now_ns() + kReplyTimeoutNs) != 0) {
+    detach(c);  // with the daemon went the lease
   }
-  *error = reply.error != 0 ? -EINVAL : 0;
-  if (*error == 0) --c.now->leases;
-  return true;
 }
 
-int end_older(kvmem_cache& c, std::uint32_t epoch) {
+int end(kvmem_cache& c, std::uint32_t epoch, std::uint32_t lease) {
+  if (c.now != nullptr && c.now->epoch == epoch) {
+    if (!c.now->end(lease)) return -EINVAL;
+    send_end(c, lease);
+    return 0;
+  }
+  // Of an earlier daemon: what is mapped here is unmapped with the last one.
   for (Attachment** at = &c.older; *at != nullptr; at = &(*at)->older) {
-    if ((*at)->epoch != epoch) continue;
     Attachment* lent = *at;
-    if (--lent->leases == 0) {
+    if (lent->epoch != epoch || !lent->end(lease)) continue;
+    if (lent->leases.empty()) {
       *at = lent->older;
       destroy(lent);
     }
     return 0;
   }
   return -EINVAL;
+}
+
+// Where the blocks are that the daemon has just lent.
+int take_lease(kvmem_cache& c, const Reply& reply, const void** blocks, std::uint64_t* request) {
+  Attachment& now = *c.now;
+  *request = 0;
+  if (reply.page_count == 0) return 0;
+  const auto lease = static_cast<std::uint32_t>(reply.region_id);
+  if (!now.leases.resize(now.leases.size() + 1)) {
+    send_end(c, lease);
+    return -ENOMEM;
+  }
+  now.leases[now.leases.size() - 1] = lease;
+  const auto* memory = static_cast<const unsigned char*>(now.blocks.get().address);
+  const std::uint64_t slot_bytes = wire::cache_slot_bytes(c.block_bytes);
+  for (std::size_t i = 0; i < reply.page_count; ++i) {
+    std::uint32_t slot = 0;
+    memcpy(&slot, now.at(wire::kCacheSlotsOffset) + i * sizeof slot, sizeof slot);
+    blocks[i] = memory + slot * slot_bytes;
+  }
+  *request = std::uint64_t{now.epoch} << 32 | lease;
+  return 0;
 }
 
 }  // namespace
@@ -250,26 +283,14 @@ KVMEM_EXPORTED int kvmem_cache_begin(kvmem_cache* cache, const kvmem_cache_reque
   asked.output_tokens = options->output_tokens;
   if (options->tail_is_partial != 0) asked.flags = kvmem::wire::Request::kPartial;
   kvmem::wire::Reply reply;
-  const int error = kvmem::ask_about(*cache, asked, options->names, options->count, &reply);
+  int error = kvmem::ask_about(*cache, asked, options->names, options->count, &reply);
+  if (error == 0) error = kvmem::take_lease(*cache, reply, blocks, request);
   if (error == 0) {
-    kvmem::Attachment& now = *cache->now;
-    const auto* memory = static_cast<const unsigned char*>(now.blocks.get().address);
-    const std::uint64_t slot_bytes = kvmem::wire::cache_slot_bytes(cache->block_bytes);
-    for (std::size_t i = 0; i < reply.page_count; ++i) {
-      std::uint32_t slot = 0;
-      memcpy(&slot, now.at(kvmem::wire::kCacheSlotsOffset) + i * sizeof slot, sizeof slot);
-      blocks[i] = memory + slot * slot_bytes;
-    }
     *found = reply.page_count;
-    *request = 0;
     ++cache->stats.requests;
     cache->stats.asked += options->count;
     cache->stats.found += reply.page_count;
     cache->stats.restored += reply.first_page;
-    if (reply.page_count > 0) {
-      ++now.leases;
-      *request = std::uint64_t{now.epoch} << 32 | reply.region_id;
-    }
   }
   errno = saved;
   return error;
@@ -282,13 +303,8 @@ KVMEM_EXPORTED int kvmem_cache_end(kvmem_cache* cache, uint64_t request) noexcep
   int error = 0;
   {
     const kvmem::LockGuard guard(cache->lock);
-    const auto epoch = static_cast<std::uint32_t>(request >> 32);
-    const auto lease = static_cast<std::uint32_t>(request);
-    const bool is_now = cache->now != nullptr && cache->now->epoch == epoch;
-    if (!is_now || !kvmem::end_now(*cache, lease, &error)) {
-      // With its daemon went the lease; what is mapped here is unmapped with the last one.
-      error = kvmem::end_older(*cache, epoch);
-    }
+    error = kvmem::end(*cache, static_cast<std::uint32_t>(request >> 32),
+                       static_cast<std::uint32_t>(request));
   }
   errno = saved;
   return error;

@@ -1,14 +1,15 @@
 // The block cache on the wire: what engine and daemon share beside their messages.
 //
 // A connection of its own, without Hello:
-//   engine: CacheOpen{identity, size_bytes}     -> Reply{size_bytes, page_count} + [blocks,
-//   exchange] engine: CacheContains{page_count}           -> Reply{page_count} engine:
-//   CacheBegin{page_count, ...}         -> Reply{page_count, region_id}, once all are there engine:
-//   CacheEnd{region_id}                 -> Reply engine: CachePut                            ->
-//   Reply, once the bytes are copied
+//   engine: CacheOpen{identity, size_bytes}  -> Reply{size_bytes, page_count} + [blocks, exchange]
+//   engine: CacheContains{page_count}        -> Reply{page_count}
+//   engine: CacheBegin{page_count, ...}      -> Reply{page_count, region_id, first_page}, once all
+//                                               are there; first_page: how many had to be read
+//   engine: CacheEnd{region_id}              (no reply)
+//   engine: CachePut                         -> Reply, once the bytes are copied
 //
-// `blocks` is memory the engine can only read: block slots of slot_bytes(size_bytes) each, filled
-// by the daemon, the same for all of the user's connections with blocks of that size. `exchange` is
+// `blocks` is memory the engine can only read: slots of cache_slot_bytes(size_bytes) each, filled by
+// the daemon, the same for all of the user's connections with blocks of that size. `exchange` is
 // the connection's own, readable and writable:
 //   [0, kSlotsOffset)                   names, at most kCacheNamesMax: of the request (Contains,
 //                                       Begin), or one, of the block (Put)
