@@ -8,8 +8,8 @@
 //   engine: CacheEnd{region_id}              (no reply)
 //   engine: CachePut                         -> Reply, once the bytes are copied
 //
-// `blocks` is memory the engine can only read: slots of cache_slot_bytes(size_bytes) each, filled by
-// the daemon, the same for all of the user's connections with blocks of that size. `exchange` is
+// `blocks` is memory the engine can only read: slots of cache_slot_bytes(size_bytes) each, filled
+// by the daemon, the same for all of the user's connections with blocks of that size. `exchange` is
 // the connection's own, readable and writable:
 //   [0, kSlotsOffset)                   names, at most kCacheNamesMax: of the request (Contains,
 //                                       Begin), or one, of the block (Put)
