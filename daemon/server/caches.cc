@@ -35,7 +35,7 @@ std::uint64_t wall_ms() {
 // As the engine put them there; it may change them meanwhile.
 std::vector<wire::BlockName> names_from(const CacheConnection& from, std::uint64_t count) {
   std::vector<wire::BlockName> names(count);
-  std::memcpy(names.data(), from.at(0), count * sizeof(wire::BlockName));
+  std::copy_n(reinterpret_cast<const wire::BlockName*>(from.at(0)), count, names.begin());
   return names;
 }
 
@@ -50,8 +50,7 @@ void begun(BlockCache::Lease* lease) {
   Reply reply;
   reply.page_count = lease->slots.size();
   reply.first_page = lease->restored;
-  std::memcpy(c->at(wire::kCacheSlotsOffset), lease->slots.data(),
-              lease->slots.size() * sizeof(std::uint32_t));
+  std::ranges::copy(lease->slots, reinterpret_cast<std::uint32_t*>(c->at(wire::kCacheSlotsOffset)));
   if (lease->slots.empty()) {
     c->leases.erase(number);  // nothing to end
   } else {

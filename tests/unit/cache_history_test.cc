@@ -50,7 +50,7 @@ class HistoryTest : public testing::Test {
     return seen;
   }
 
-  const std::string path_ = testing::TempDir() + "kvmem_history_test";
+  const std::string path_ = testing::TempDir() + "history_" + std::to_string(::getpid());
   History::Owner owner_{12, 4096};
   os::InlineExecutor workers_;
 };

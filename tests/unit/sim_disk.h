@@ -198,6 +198,13 @@ class SimMedia {
     powered = false;
   }
   void power_on() { powered = true; }
+  // Another disk, with nothing on it.
+  void replace() {
+    stable_.assign(grows_ ? 0 : stable_.size(), 0);
+    view_ = stable_;
+    pending_.clear();
+    damage.clear();
+  }
 
  private:
   struct Pending {
