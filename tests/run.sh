@@ -3,10 +3,11 @@
 #
 #   format   clang-format
 #   release  build, every test
-#   asan     build of the unit tests with ASan and UBSan, and they run (not the long simulations)
-#   tsan     the same with TSan
-#   analyze  everything built by clang with -Wthread-safety
-#   tidy     clang-tidy over the sources, for at most KVMEM_TIDY_SECONDS (default 480)
+#   asan     library, daemon, CLI and unit tests built by clang with ASan, UBSan and -Wthread-safety; the
+#            unit tests run (not the long simulations)
+#   tsan     the same of what has threads with TSan
+#   fuzz     each of tests/fuzz from its corpus, for KVMEM_FUZZ_SECONDS (default 45)
+#   tidy     clang-tidy over the sources, for at most KVMEM_TIDY_SECONDS (default 360)
 #
 # usage: tests/run.sh [quick | STEP...]     quick: format and release
 #
@@ -17,7 +18,7 @@ set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root" || exit 1
-all_steps=(format release asan tsan analyze tidy)
+all_steps=(format release asan tsan fuzz tidy)
 jobs=$(nproc)
 passed=0 failed=0 skipped=0
 failures=()
@@ -102,29 +103,62 @@ step_release() {
   count release
 }
 
-sanitized() { # PRESET
-  if build "$1" unit_tests; then pass; else fail "$1: build"; return; fi
-  # Simulations are long, of one thread, and judged by their figures in release.
-  count "$1" -L unit -E '^unit\.(Sizes/Dense|Shapes/Moe|HitRates)'
-}
-step_asan() { sanitized asan; }
-step_tsan() { sanitized tsan; }
+# Simulations are long, of one thread, and judged by their figures in release.
+simulations='Sizes/Dense|Shapes/Moe|HitRates'
+one_thread='Planner|BlockCache|History|Policy|Trace|Config|StoreCrash|Render'
 
-step_analyze() {
-  if build analyze; then pass; else fail "analyze: build"; fi
+step_asan() {
+  # Not what is built into an engine's program: a preloaded library does not mix with a sanitizer.
+  if build asan unit_tests kvmem kvmemd kvmemctl; then pass; else fail "asan: build"; return; fi
+  count asan -L unit -E "^unit\.($simulations)"
+}
+step_tsan() {
+  if build tsan unit_tests; then pass; else fail "tsan: build"; return; fi
+  count tsan -L unit -E "^unit\.($simulations|$one_thread)"
+}
+
+step_fuzz() {
+  if build fuzz; then pass; else fail "fuzz: build"; return; fi
+  say "fuzz"
+  local names=() dir
+  for dir in tests/fuzz/*/; do names+=("$(basename "$dir")"); done
+  printf '%s\n' "${names[@]}" | xargs -P "$jobs" -I{} sh -c '
+    found=build/fuzz/found/$1
+    mkdir -p "$found"
+    timeout $(($2 + 120)) "build/fuzz/bin/fuzz_$1" -max_total_time="$2" -timeout=30 -rss_limit_mb=4096 \
+      -print_final_stats=1 -artifact_prefix="build/fuzz/$1-" "$found" "tests/fuzz/$1" >"build/fuzz/$1.log" 2>&1
+    echo $? >"build/fuzz/$1.rc"' _ {} "${KVMEM_FUZZ_SECONDS:-45}"
+  local name
+  for name in "${names[@]}"; do
+    if [ "$(cat "build/fuzz/$name.rc")" = 0 ]; then
+      echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "build/fuzz/$name.log") inputs"
+      pass
+    else
+      tail -n 60 "build/fuzz/$name.log"
+      fail "fuzz: $name"
+    fi
+  done
+}
+
+last_changed_first() { # by their commits: in a clean clone all files are of the same time
+  local f changed
+  while read -r f; do
+    changed=$(git log -1 --format=%ct -- "$f" 2>/dev/null)
+    printf '%s %s\n' "${changed:-9999999999}" "$f"
+  done | sort -rn | cut -d' ' -f2-
 }
 
 step_tidy() {
   say "tidy"
-  [ -e build/analyze/compile_commands.json ] ||
-    cmake --preset analyze >build/analyze.log 2>&1 || { fail "tidy: configure"; return; }
-  local log=build/tidy.log limit=${KVMEM_TIDY_SECONDS:-480} files code=0
+  [ -e build/asan/compile_commands.json ] ||
+    cmake --preset asan >build/asan.log 2>&1 || { fail "tidy: configure"; return; }
+  local log=build/tidy.log limit=${KVMEM_TIDY_SECONDS:-360} files code=0
   # What changed last is looked at first, should the time not be enough for all.
-  mapfile -t files < <(sources daemon libkvmem | grep '\.cc$' | xargs ls -t)
+  mapfile -t files < <(sources daemon libkvmem | grep '\.cc$' | last_changed_first)
   : >"$log"
   printf '%s\n' "${files[@]}" |
     timeout "$limit" xargs -P "$jobs" -I{} sh -c \
-      'clang-tidy-14 -p build/analyze --quiet "$1" >"$2.$$" 2>/dev/null || { cat "$2.$$"; echo "BAD $1"; }
+      'clang-tidy-14 -p build/asan --quiet "$1" >"$2.$$" 2>/dev/null || { cat "$2.$$"; echo "BAD $1"; }
        echo "CHECKED $1"; rm -f "$2.$$"' _ {} "$log" >>"$log" || code=$?
   rm -f "$log".*
   local checked
