@@ -70,6 +70,7 @@ BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Recor
       BlockCache& cache = *self->cache;
       Block& block = *self->block;
       cache.idle_reads_.push_back(self);
+      cache.read_cost_.ends(self->begin_ns, cache.options_.now_ns());
       block.failed |= !status.ok();
       if (--block.pages_moving == 0 && block.next_page == cache.pages_) cache.filled(block);
       cache.pump_reads();
@@ -161,8 +162,9 @@ std::size_t BlockCache::contains(const Identity& identity, std::span<const wire:
 void BlockCache::begin(Lease* lease) {
   lease->slots.clear();
   lease->blocks.clear();
+  lease->compute_end = 0;
   lease->restored = 0;
-  lease->is_ended = lease->is_done = false;
+  lease->is_ended = lease->is_done_ = false;
   if (std::exchange(is_recalled_, false) && lease->time_ms < last_ms_) {
     shift_ms_ = last_ms_ - lease->time_ms;
   }
@@ -190,10 +192,18 @@ void BlockCache::begin(Lease* lease) {
     serve(request);
     if (history_ != nullptr) history_->append(request);
   }
+  if (lease->may_compute) choose(*lease);
   lease->waits = 1;  // until all have been asked for
-  for (Block* block : lease->blocks) {
+  for (std::size_t i = 0; i < lease->blocks.size(); ++i) {
+    Block* block = lease->blocks[i];
+    if (lease->may_compute) lease->slots.push_back(block->slot);
     if (block->in_dram == InDram::kReady) {
       ++stats_.hits_dram;
+      continue;
+    }
+    if (lease->may_compute) lease->slots.back() = kNoSlot;
+    if (i < lease->compute_end) {
+      ++stats_.left_to_compute;
       continue;
     }
     ++lease->waits;
@@ -209,23 +219,76 @@ void BlockCache::begin(Lease* lease) {
   use_free_slots();
 }
 
-void BlockCache::resolve(Lease& lease) {
-  std::size_t run = 0;
-  while (!lease.is_ended && run < lease.blocks.size() &&
-         lease.blocks[run]->in_dram == InDram::kReady) {
-    lease.slots.push_back(lease.blocks[run++]->slot);
+void BlockCache::computed(const Identity& identity, std::uint64_t first, std::uint64_t count,
+                          std::uint64_t ns) {
+  if (count == 0 || ns == 0) return;
+  if (models_.size() == kModelsMax && !models_.contains(identity)) models_.erase(models_.begin());
+  models_[identity].compute.took(first, count, ns);
+}
+
+// Which of the stored blocks are read.
+void BlockCache::choose(Lease& lease) {
+  const auto is_stored = std::make_unique<bool[]>(lease.blocks.size());
+  ChoiceMade made;
+  made.ns = options_.now_ns();
+  made.blocks = lease.blocks.size();
+  made.overlaps = lease.overlaps;
+  for (std::size_t i = 0; i < lease.blocks.size(); ++i) {
+    is_stored[i] = lease.blocks[i]->in_dram != InDram::kReady;
+    made.stored += is_stored[i];
   }
-  if (!lease.is_ended) stats_.hits_lost += lease.blocks.size() - run;
-  for (std::size_t i = run; i < lease.blocks.size(); ++i) unlease(*lease.blocks[i]);
-  lease.blocks.resize(run);
-  lease.restored = std::min(lease.restored, run);
-  lease.is_done = true;
+  if (made.stored == 0) return;
+  const auto model = models_.find(lease.identity);
+  if (model != models_.end() && read_cost_.is_known()) {
+    made.is_known = true;
+    made.read = read_cost_.estimate((to_restore_.size() + to_read_.size()) * pages_, made.ns);
+    made.compute = model->second.compute;
+    made.choice = policy::choose_restore({is_stored.get(), made.blocks}, pages_, made.read,
+                                         made.compute, lease.overlaps, model->second.last);
+    model->second.last = made.choice.kind;
+    lease.compute_end = made.choice.compute_end;
+    if (lease.compute_end > 0 && read_cost_.is_stale(made.ns)) probe(lease);
+  }
+  ++stats_.choices[static_cast<std::size_t>(made.choice.kind)];
+  last_choice_ = made;
+}
+
+// Nobody waits for them; they tell what reading takes now.
+void BlockCache::probe(const Lease& lease) {
+  unsigned left = std::max(1U, kProbePages / pages_);
+  for (std::size_t i = lease.compute_end; i-- > 0 && left > 0;) {
+    Block& block = *lease.blocks[i];
+    if (block.in_dram != InDram::kNone) continue;
+    block.in_dram = InDram::kWaiting;
+    to_restore_.push_back(&block);
+    --left;
+  }
+}
+
+void BlockCache::resolve(Lease& lease) {
+  lease.slots.clear();
+  std::vector<Block*> blocks = std::exchange(lease.blocks, {});
+  bool has_gap = false;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const bool is_ready = blocks[i]->in_dram == InDram::kReady;
+    has_gap |= !is_ready;
+    if (!lease.is_ended && is_ready && (lease.may_compute || !has_gap)) {
+      lease.slots.resize(i + 1, kNoSlot);
+      lease.slots[i] = blocks[i]->slot;
+      lease.blocks.push_back(blocks[i]);
+      continue;
+    }
+    if (!lease.is_ended && i >= lease.compute_end) ++stats_.hits_lost;
+    unlease(*blocks[i]);
+  }
+  lease.restored = std::min(lease.restored, lease.blocks.size());
+  lease.is_done_ = true;
   lease.done(&lease);
 }
 
 void BlockCache::end(Lease* lease) {
   lease->is_ended = true;
-  if (!lease->is_done) return;
+  if (!lease->is_done_) return;
   for (Block* block : lease->blocks) unlease(*block);
   lease->blocks.clear();
   use_free_slots();
@@ -567,6 +630,8 @@ void BlockCache::pump_reads() {
       read->page = slot_at(block.slot) + block.next_page * options_.page_bytes;
       block.failed = !records_.store()->read(read).ok();
       if (block.failed) break;
+      read->begin_ns = options_.now_ns();
+      read_cost_.begins(read->begin_ns);
       idle_reads_.pop_back();
       ++block.pages_moving;
       ++block.next_page;

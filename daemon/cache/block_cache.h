@@ -14,6 +14,10 @@
 // and the store has it. What the policies know and the bytes that are there need not agree: an
 // engine may never put what it announced, a read may fail. Bytes count, always.
 //
+// READ OR COMPUTE. A request whose engine can compute stored blocks itself gets a choice, made from
+// what reading took this cache lately and what that engine says computing took. Where all are
+// computed nothing would be learned of reading any more: so once a second some are read as well.
+//
 // Slots are in memory that engines can only read. A leased slot keeps its bytes; one is used again
 // only after its last lease has ended.
 //
@@ -21,9 +25,11 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -34,9 +40,11 @@
 #include "base/status.h"
 #include "cache/history.h"
 #include "cache/records.h"
+#include "os/clock.h"
 #include "os/memory.h"
 #include "os/workers.h"
 #include "policy/block_policy.h"
+#include "policy/restore_choice.h"
 #include "tier/store.h"
 #include "wire/cache.h"
 
@@ -45,6 +53,7 @@ namespace kvmem::cache {
 struct Identity {
   std::uint64_t hi = 0;
   std::uint64_t lo = 0;
+  auto operator<=>(const Identity&) const = default;
 };
 
 struct CacheOptions {
@@ -57,6 +66,7 @@ struct CacheOptions {
   bool write_through = true;        // to the store when put; else when DRAM loses it
   os::MemoryKind memory_kind = os::MemoryKind::kShmem;
   std::uint64_t page_bytes = kPageBytes;  // the store's
+  std::uint64_t (*now_ns)() = os::now_ns;
 };
 
 struct CacheStats {
@@ -68,10 +78,11 @@ struct CacheStats {
   std::uint64_t slots_used = 0;
   // Counters, in blocks.
   std::uint64_t requests = 0;
-  std::uint64_t asked = 0;        // in all paths
-  std::uint64_t hits_dram = 0;    // leased at once
-  std::uint64_t hits_stored = 0;  // leased after a read
-  std::uint64_t hits_lost = 0;    // promised by the table, and could not be had
+  std::uint64_t asked = 0;            // in all paths
+  std::uint64_t hits_dram = 0;        // leased at once
+  std::uint64_t hits_stored = 0;      // leased after a read
+  std::uint64_t hits_lost = 0;        // promised by the table, and could not be had
+  std::uint64_t left_to_compute = 0;  // stored, and sooner computed than read
   std::uint64_t puts = 0;
   std::uint64_t puts_known = 0;    // were there
   std::uint64_t puts_refused = 0;  // not worth keeping, or no slot
@@ -81,12 +92,27 @@ struct CacheStats {
   std::uint64_t read_errors = 0;
   std::uint64_t dropped_dram = 0;
   std::uint64_t dropped_stored = 0;
+  std::array<std::uint64_t, 3> choices{};  // by policy::RestoreKind, of requests with a choice
+};
+
+// The last choice between reading and computing, and what it was made from.
+struct ChoiceMade {
+  std::uint64_t ns = 0;  // when; 0: there was none
+  policy::RestoreChoice choice;
+  std::size_t blocks = 0;  // that were there, of the path
+  std::size_t stored = 0;  // of them, in the store alone
+  bool overlaps = false;
+  bool is_known = false;  // what either takes: else all is read
+  policy::ReadCost::Estimate read;
+  policy::ComputeCost compute;
 };
 
 class BlockCache {
   struct Block;
 
  public:
+  static constexpr std::uint32_t kNoSlot = wire::kNoCacheSlot;
+
   // A request's blocks, while it uses them. Unchanged by its owner from begin() until `done`, kept
   // until end() and `done`.
   struct Lease {
@@ -98,15 +124,22 @@ class BlockCache {
     std::uint32_t input_tokens = 0;
     std::uint32_t output_tokens = 0;
     bool tail_is_partial = false;
-    std::vector<std::uint32_t> slots;  // out: of the path's leading blocks
-    std::size_t restored = 0;          // out: of those, how many had to be read
+    bool may_compute = false;  // stored blocks, where that is sooner than reading them,
+    bool overlaps = false;     // while others are read
+    // Out: of the path's leading blocks. Where it may compute also when begin() returns, of what
+    // is in DRAM by then; kNoSlot: of others, in the end those that are to be computed.
+    std::vector<std::uint32_t> slots;
+    std::size_t compute_end = 0;  // out, by begin(): before it nothing is read
+    std::size_t restored = 0;     // out: how many had to be read
+
+    bool is_done() const { return is_done_; }
 
    private:
     friend class BlockCache;
     std::vector<Block*> blocks;
     std::size_t waits = 0;
     bool is_ended = false;
-    bool is_done = false;
+    bool is_done_ = false;
   };
 
   struct Put : private os::Job {
@@ -142,6 +175,10 @@ class BlockCache {
   // Before `done` has run, it still runs, with nothing leased.
   void end(Lease* lease);
   void put(Put* put);
+  // An engine computed blocks [first, first + count) of a prompt in so long.
+  void computed(const Identity& identity, std::uint64_t first, std::uint64_t count,
+                std::uint64_t ns);
+  const ChoiceMade& last_choice() const { return last_choice_; }
 
   // Live configuration: DRAM and the store's share, in blocks.
   void set_capacity(std::uint64_t slots, std::uint64_t stored_blocks);
@@ -162,9 +199,10 @@ class BlockCache {
 
  private:
   using Id = std::array<std::uint64_t, 2>;
-  static constexpr std::uint32_t kNoSlot = UINT32_MAX;
   static constexpr unsigned kReadsMax = 32;  // pages, at the store
   static constexpr unsigned kWritesMax = 16;
+  static constexpr unsigned kProbePages = 8;
+  static constexpr std::size_t kModelsMax = 64;
 
   enum class InDram : std::uint8_t { kNone, kWaiting, kFilling, kReady };
   enum class InStore : std::uint8_t { kNone, kWriting, kStored };
@@ -188,6 +226,7 @@ class BlockCache {
   struct PageRead : tier::ReadOp {
     BlockCache* cache = nullptr;
     Block* block = nullptr;
+    std::uint64_t begin_ns = 0;
   };
   struct PageWrite : tier::WriteOp {
     BlockCache* cache = nullptr;
@@ -218,6 +257,8 @@ class BlockCache {
   void serve(const History::Entry& request);
   void recall();
   void settle(policy::BlockKey key);
+  void choose(Lease& lease);
+  void probe(const Lease& lease);
   void resolve(Lease& lease);
   void unlease(Block& block);
 
@@ -255,6 +296,13 @@ class BlockCache {
   const os::SharedMemory memory_;
   std::unique_ptr<policy::BlockPolicy> dram_policy_;
   std::unique_ptr<policy::BlockPolicy> store_policy_;  // null: no store
+  policy::ReadCost read_cost_;
+  struct Model {
+    policy::ComputeCost compute;
+    policy::RestoreKind last = policy::RestoreKind::kRead;
+  };
+  std::map<Identity, Model> models_;  // whose engines said what computing takes
+  ChoiceMade last_choice_;
 
   std::unordered_map<policy::BlockKey, Block> blocks_;  // by id[1]
   std::vector<std::uint32_t> empty_slots_;              // have no memory

@@ -272,8 +272,9 @@ int main_with(std::vector<std::string> arguments) {
       app.add_subcommand("pages", "map of a region: where each page is, and heat");
   pages->add_option("REGION", target_text, "a number from `regions`; also REGION:FIRST-LAST")
       ->required();
-  CLI::App* const explain = app.add_subcommand("explain", "why a page is where it is");
-  explain->add_option("REGION:PAGE", target_text)->required();
+  CLI::App* const explain = app.add_subcommand(
+      "explain", "why a page is where it is; `cache`: why blocks are read or computed");
+  explain->add_option("REGION:PAGE", target_text, "or `cache`")->required();
 
   struct Action {
     const char* name;
@@ -354,6 +355,10 @@ int main_with(std::vector<std::string> arguments) {
       question.tag = target_text;
     }
     return park(globals, question, timeout_s);
+  }
+  if (explain->parsed() && target_text == "cache") {
+    question.op = wire::ControlOp::kStatus;
+    return show(globals, question, render_explain_cache);
   }
   if (!target_text.empty() && !parse_target(target_text, &question.target)) {
     return fail(

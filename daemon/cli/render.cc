@@ -41,6 +41,10 @@ bool has(const json& object, const char* key) {
   return object.is_object() && object.contains(key) && !object.at(key).is_null();
 }
 
+bool is_true(const json& object, const char* key) {
+  return has(object, key) && object.at(key).is_boolean() && object.at(key).get<bool>();
+}
+
 // Text, or a number or truth value as text; empty when missing.
 std::string text(const json& object, const char* key) {
   if (!has(object, key)) return "";
@@ -632,6 +636,61 @@ std::string render_explain(const json& explain, const Style& style) {
              : "last moves\n" +
                    table({{"when", true}, {"from"}, {"to"}, {"reason", false, true}}, rows, style);
   return out;
+}
+
+std::string render_explain_cache(const json& status, const Style& style) {
+  const auto ms = [](const json& of, const char* key) {
+    char out[32];
+    std::snprintf(out, sizeof out, "%.3g ms", real(of, key));
+    return std::string(out);
+  };
+  std::string out;
+  for (const json& c : array(status, "caches")) {
+    out += bold("block cache of uid " + text(c, "uid") + ", blocks of " +
+                    human_bytes(number(c, "block_bytes")),
+                style) +
+           "\n";
+    if (!has(c, "last_choice")) {
+      out +=
+          "  no request has had a choice: blocks were in DRAM, or nobody asks with "
+          "kvmem_cache_plan\n";
+      continue;
+    }
+    const json& last = c["last_choice"];
+    const std::string kind = text(last, "kind");
+    const std::string end = text(last, "compute_end");
+    out += "  last choice, " + human_seconds(real(last, "ago_s")) + " ago: " +
+           (kind == "read" ? "read all that is stored"
+            : kind == "compute"
+                ? "compute all that is stored"
+                : "compute what is stored of the first " + end + " blocks, read the rest") +
+           "\n";
+    std::vector<std::pair<std::string, std::string>> facts = {
+        {"blocks of the prompt that were there:",
+         text(last, "blocks") + ", " + text(last, "stored") + " of them not in DRAM"}};
+    if (!is_true(last, "is_known")) {
+      facts.emplace_back("what computing takes:",
+                         "not known; engines say it with kvmem_cache_computed");
+    } else {
+      facts.emplace_back("as chosen:", ms(last, "chosen_ms") + (is_true(last, "overlaps")
+                                                                    ? ", both at once"
+                                                                    : ", one after the other"));
+      facts.emplace_back("reading all:", ms(last, "read_ms") + " (" + ms(last, "read_first_ms") +
+                                             " to the first page, " + ms(last, "read_page_ms") +
+                                             " for each more)");
+      facts.emplace_back("computing all:",
+                         ms(last, "compute_ms") + " (" + ms(last, "compute_first_block_ms") +
+                             " for the prompt's first block, " + ms(last, "compute_block_more_ms") +
+                             " more for each one after it)");
+    }
+    facts.emplace_back("choices so far:",
+                       human_count(number(c, "choices_read")) + " read, " +
+                           human_count(number(c, "choices_compute")) + " compute, " +
+                           human_count(number(c, "choices_split")) + " both; " +
+                           human_count(number(c, "left_to_compute")) + " blocks left to compute");
+    out += pairs(facts, style);
+  }
+  return out.empty() ? "no engine uses the block cache\n" : out;
 }
 
 std::string render_action(const json& result, std::string_view verb) {

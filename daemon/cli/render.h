@@ -50,6 +50,8 @@ std::string render_tiers(const nlohmann::json& tiers, const Style& style);
 std::string render_regions(const nlohmann::json& regions, const Style& style);
 std::string render_pages(const nlohmann::json& pages, const Style& style);
 std::string render_explain(const nlohmann::json& explain, const Style& style);
+// Of a status: what the block caches chose between reading and computing, and why.
+std::string render_explain_cache(const nlohmann::json& status, const Style& style);
 // `verb` in the past tense: "promoted 12 of 20 pages; 8 refused: ...".
 std::string render_action(const nlohmann::json& result, std::string_view verb);
 

@@ -39,30 +39,41 @@ std::vector<wire::BlockName> names_from(const CacheConnection& from, std::uint64
   return names;
 }
 
-// The lease is there, or as much of it as can be.
-void begun(BlockCache::Lease* lease) {
-  auto* c = static_cast<CacheConnection*>(lease->context);
-  const std::uint64_t number = std::exchange(c->beginning, 0);
-  if (c->session->ending) {
-    c->leases.erase(number);
-    return c->owner->cache_ended(*c->session);
-  }
+void ended(const CacheConnection& c) {
+  if (!c.is_dropping) c.owner->cache_ended(*c.session);
+}
+
+// What a lease has, for its engine.
+Reply lent(const CacheConnection::Lease& lease) {
   Reply reply;
-  reply.page_count = lease->slots.size();
-  reply.first_page = lease->restored;
-  std::ranges::copy(lease->slots, reinterpret_cast<std::uint32_t*>(c->at(wire::kCacheSlotsOffset)));
-  if (lease->slots.empty()) {
-    c->leases.erase(number);  // nothing to end
-  } else {
-    reply.region_id = number;
+  reply.page_count = lease.slots.size();
+  reply.region_id = lease.slots.empty() ? 0 : lease.number;  // 0: nothing to end
+  std::ranges::copy(
+      lease.slots, reinterpret_cast<std::uint32_t*>(lease.connection->at(wire::kCacheSlotsOffset)));
+  return reply;
+}
+
+// The lease is there, or as much of it as can be.
+void begun(BlockCache::Lease* done) {
+  auto* lease = static_cast<CacheConnection::Lease*>(done);
+  CacheConnection* c = lease->connection;
+  --c->pending;
+  const bool is_awaited = c->awaited == lease->number;
+  if (is_awaited) c->awaited = 0;
+  Reply reply;
+  if (is_awaited && !lease->is_ended) {
+    reply = lent(*lease);
+    reply.first_page = lease->restored;
   }
-  c->owner->answer(*c->session, reply);
+  if (lease->is_ended || (is_awaited && lease->slots.empty())) c->leases.erase(lease->number);
+  if (c->session->ending) return ended(*c);
+  if (is_awaited) c->owner->answer(*c->session, reply);
 }
 
 void was_put(BlockCache::Put* put, Status status) {
   auto* c = static_cast<CacheConnection*>(put->context);
   c->is_putting = false;
-  if (c->session->ending) return c->owner->cache_ended(*c->session);
+  if (c->session->ending) return ended(*c);
   c->owner->answer(*c->session, status.ok() ? Reply{} : refuse_status(status));
 }
 
@@ -96,7 +107,11 @@ bool Caches::handle(Session& session, const Request& request, Reply* reply,
     end(*c, request.region_id);
     return false;
   }
-  if (c->is_busy()) {
+  if (request.op == wire::Op::kCacheComputed) {
+    computed(*c, request);
+    return false;
+  }
+  if (c->is_answering()) {
     *reply = refuse(EBUSY, "the request before it has not been answered");
     return true;
   }
@@ -111,6 +126,8 @@ bool Caches::handle(Session& session, const Request& request, Reply* reply,
       return true;
     case wire::Op::kCacheBegin:
       return begin(session, request, reply);
+    case wire::Op::kCacheWait:
+      return wait(*c, request.region_id, reply);
     default:
       return put(session, reply);
   }
@@ -214,26 +231,60 @@ bool Caches::begin(Session& session, const Request& request, Reply* reply) {
     return true;
   }
   const std::uint64_t number = c.next_lease++;
-  BlockCache::Lease& lease = c.leases[number];
+  CacheConnection::Lease& lease = c.leases[number];
+  lease.connection = &c;
+  lease.number = number;
   lease.done = begun;
-  lease.context = &c;
   lease.identity = c.identity;
   lease.names = names_from(c, request.page_count);
-  lease.time_ms = request.time_ms != 0 ? request.time_ms : wall_ms();
+  lease.time_ms = request.time_us != 0 ? request.time_us / 1000 : wall_ms();
   lease.input_tokens = request.input_tokens;
   lease.output_tokens = request.output_tokens;
   lease.tail_is_partial = (request.flags & Request::kPartial) != 0;
-  c.beginning = number;
+  lease.may_compute = (request.flags & Request::kMayCompute) != 0;
+  lease.overlaps = (request.flags & Request::kOverlaps) != 0;
+  ++c.pending;
+  if (!lease.may_compute) c.awaited = number;
   c.cache().begin(&lease);
-  return false;
+  if (!lease.may_compute) return false;
+  *reply = lent(lease);
+  reply->first_page = lease.compute_end;
+  if (lease.is_done() && lease.slots.empty()) c.leases.erase(number);
+  return true;
+}
+
+bool Caches::wait(CacheConnection& c, std::uint64_t number, Reply* reply) {
+  const auto found = c.leases.find(number);
+  if (found == c.leases.end() || found->second.is_ended) {
+    *reply = refuse(EINVAL, "no such request has begun");
+    return true;
+  }
+  c.awaited = number;
+  if (!found->second.is_done()) return false;
+  c.awaited = 0;
+  *reply = lent(found->second);
+  reply->first_page = found->second.restored;
+  if (found->second.slots.empty()) c.leases.erase(found);
+  return true;
 }
 
 // Of what has not begun there is nothing to end: a library of ours does not ask for it.
 void Caches::end(CacheConnection& c, std::uint64_t number) {
-  const auto lease = c.leases.find(number);
-  if (lease == c.leases.end() || number == c.beginning) return;
-  c.cache().end(&lease->second);
-  c.leases.erase(lease);
+  const auto found = c.leases.find(number);
+  if (found == c.leases.end() || number == c.awaited || found->second.is_ended) return;
+  found->second.is_ended = true;
+  const bool is_done = found->second.is_done();
+  c.cache().end(&found->second);
+  if (is_done) c.leases.erase(found);
+}
+
+void Caches::computed(CacheConnection& c, const Request& request) {
+  constexpr std::uint64_t kTimeMaxUs = std::uint64_t{1} << 40;
+  if (request.first_page > wire::kCacheNamesMax || request.page_count > wire::kCacheNamesMax ||
+      request.time_us > kTimeMaxUs) {
+    return;
+  }
+  c.cache().computed(c.identity, request.first_page, request.page_count, request.time_us * 1000);
 }
 
 bool Caches::put(Session& session, Reply* /*reply*/) {
@@ -251,11 +302,13 @@ bool Caches::put(Session& session, Reply* /*reply*/) {
 void Caches::drop(Session& session) {
   CacheConnection* c = session.cache.get();
   if (c == nullptr || c->held == nullptr) return;
-  for (auto it = c->leases.begin(); it != c->leases.end();) {
-    const auto lease = it++;
-    c->cache().end(&lease->second);
-    if (lease->first != c->beginning) c->leases.erase(lease);  // else once it is answered
-  }
+  c->awaited = 0;
+  // Slots that are given back may end what else this connection has begun.
+  c->is_dropping = true;
+  std::vector<std::uint64_t> numbers;
+  for (const auto& [number, lease] : c->leases) numbers.push_back(number);
+  for (const std::uint64_t number : numbers) end(*c, number);
+  c->is_dropping = false;
   if (!c->is_busy()) --std::exchange(c->held, nullptr)->connections;
 }
 

@@ -42,7 +42,7 @@ class Caches {
   Caches& operator=(const Caches&) = delete;
 
   static bool is_for_caches(wire::Op op) {
-    return op >= wire::Op::kCacheOpen && op <= wire::Op::kCachePut;
+    return op >= wire::Op::kCacheOpen && op <= wire::Op::kCacheComputed;
   }
   // False: it is answered when it is done, or not at all.
   bool handle(Session& session, const wire::Request& request, wire::Reply* reply,
@@ -73,6 +73,8 @@ class Caches {
   wire::Reply open(Session& session, const wire::Request& request, std::vector<UniqueFd>* fds);
   void end(CacheConnection& connection, std::uint64_t lease);
   bool begin(Session& session, const wire::Request& request, wire::Reply* reply);
+  static bool wait(CacheConnection& connection, std::uint64_t lease, wire::Reply* reply);
+  static void computed(CacheConnection& connection, const wire::Request& request);
   bool put(Session& session, wire::Reply* reply);
   Result<Held*> add(const Key& key);
   void recall();
@@ -90,18 +92,27 @@ class Caches {
 
 // One engine's connection to a cache.
 struct CacheConnection {
+  struct Lease : cache::BlockCache::Lease {
+    CacheConnection* connection = nullptr;
+    std::uint64_t number = 0;
+    bool is_ended = false;  // by the engine, or with it: goes once it is done
+  };
+
   Session* session = nullptr;
   Caches::Owner* owner = nullptr;
   Caches::Held* held = nullptr;
   cache::Identity identity;
   os::SharedMemory exchange;
-  std::map<std::uint64_t, cache::BlockCache::Lease> leases;  // by number; node addresses stay
+  std::map<std::uint64_t, Lease> leases;  // by number; node addresses stay
   std::uint64_t next_lease = 1;
-  std::uint64_t beginning = 0;  // the lease that is not answered yet
+  std::uint64_t awaited = 0;  // the lease whose blocks the engine waits for
+  std::size_t pending = 0;    // leases that are not done
   cache::BlockCache::Put put;
   bool is_putting = false;
+  bool is_dropping = false;  // in Caches::drop()
 
-  bool is_busy() const { return beginning != 0 || is_putting; }
+  bool is_answering() const { return awaited != 0 || is_putting; }
+  bool is_busy() const { return pending > 0 || is_putting; }
   cache::BlockCache& cache() const { return *held->cache; }
   std::byte* at(std::size_t offset) const { return exchange.data() + offset; }
 };

@@ -216,6 +216,30 @@ json gpu_regions_json(Server& server, const os::Peer& peer) {
   return out;
 }
 
+// The last choice between reading and computing stored blocks, and what it was made from.
+json choice_json(const cache::ChoiceMade& made) {
+  if (made.ns == 0) return nullptr;
+  constexpr const char* kNames[] = {"read", "compute", "split"};
+  const auto ms = [](double ns) { return ns / 1e6; };
+  json out{{"ago_s", static_cast<double>(os::now_ns() - made.ns) / 1e9},
+           {"kind", kNames[static_cast<std::size_t>(made.choice.kind)]},
+           {"blocks", made.blocks},
+           {"stored", made.stored},
+           {"compute_end", made.choice.compute_end},
+           {"overlaps", made.overlaps},
+           {"is_known", made.is_known}};
+  if (made.is_known) {
+    out["chosen_ms"] = ms(made.choice.ns);
+    out["read_ms"] = ms(made.choice.read_ns);
+    out["compute_ms"] = ms(made.choice.compute_ns);
+    out["read_first_ms"] = ms(made.read.first_ns);
+    out["read_page_ms"] = ms(made.read.page_ns);
+    out["compute_first_block_ms"] = ms(made.compute.ns(0));
+    out["compute_block_more_ms"] = ms(made.compute.ns(1) - made.compute.ns(0));
+  }
+  return out;
+}
+
 json caches_json(Server& server, const os::Peer& peer) {
   json out = json::array();
   for (const auto& [key, held] : server.caches().all()) {
@@ -239,6 +263,11 @@ json caches_json(Server& server, const os::Peer& peer) {
                    {"hits_dram", stats.hits_dram},
                    {"hits_stored", stats.hits_stored},
                    {"hits_lost", stats.hits_lost},
+                   {"left_to_compute", stats.left_to_compute},
+                   {"choices_read", stats.choices[0]},
+                   {"choices_compute", stats.choices[1]},
+                   {"choices_split", stats.choices[2]},
+                   {"last_choice", choice_json(held.cache->last_choice())},
                    {"puts", stats.puts},
                    {"puts_known", stats.puts_known},
                    {"puts_refused", stats.puts_refused},

@@ -36,6 +36,12 @@ struct Attachment {
   Array<std::uint32_t> leases;  // that have not been ended
   Attachment* older = nullptr;  // of an earlier daemon, while something in it is leased
 
+  bool has(std::uint32_t lease) const {
+    for (std::size_t i = 0; i < leases.size(); ++i) {
+      if (leases[i] == lease) return true;
+    }
+    return false;
+  }
   bool end(std::uint32_t lease) {
     for (std::uint32_t& known : leases) {
       if (known != lease) continue;
@@ -158,14 +164,18 @@ int ask_about(kvmem_cache& c, Request& request, const kvmem_block_name* names, s
 }
 
 // Tells the daemon; it does not answer.
+void tell(kvmem_cache& c, const Request& request) {
+  if (send_message(c.now->socket.get(), &request, sizeof request, nullptr, 0,
+                   sys::now_ns() + kReplyTimeoutNs) != 0) {
+    detach(c);  // with the daemon went what it had lent
+  }
+}
+
 void send_end(kvmem_cache& c, std::uint32_t lease) {
   Request request;
   request.op = Op::kCacheEnd;
   request.region_id = lease;
-  if (send_message(c.now->socket.get(), &request, sizeof request, nullptr, 0,
-                   sys::now_ns() + kReplyTimeoutNs) != 0) {
-    detach(c);  // with the daemon went the lease
-  }
+  tell(c, request);
 }
 
 int end(kvmem_cache& c, std::uint32_t epoch, std::uint32_t lease) {
@@ -187,8 +197,24 @@ int end(kvmem_cache& c, std::uint32_t epoch, std::uint32_t lease) {
   return -EINVAL;
 }
 
-// Where the blocks are that the daemon has just lent.
-int take_lease(kvmem_cache& c, const Reply& reply, const void** blocks, std::uint64_t* request) {
+// Where the blocks are that the daemon has just lent, and null for those that it has not; how many
+// have an address.
+std::size_t find_blocks(const kvmem_cache& c, const Reply& reply, const void** blocks) {
+  const Attachment& now = *c.now;
+  const auto* memory = static_cast<const unsigned char*>(now.blocks.get().address);
+  const std::uint64_t slot_bytes = wire::cache_slot_bytes(c.block_bytes);
+  std::size_t here = 0;
+  for (std::size_t i = 0; i < reply.page_count; ++i) {
+    std::uint32_t slot = 0;
+    memcpy(&slot, now.at(wire::kCacheSlotsOffset) + i * sizeof slot, sizeof slot);
+    const bool is_here = slot != wire::kNoCacheSlot;
+    blocks[i] = is_here ? memory + slot * slot_bytes : nullptr;
+    here += is_here;
+  }
+  return here;
+}
+
+int take_lease(kvmem_cache& c, const Reply& reply, std::uint64_t* request) {
   Attachment& now = *c.now;
   *request = 0;
   if (reply.page_count == 0) return 0;
@@ -198,14 +224,58 @@ int take_lease(kvmem_cache& c, const Reply& reply, const void** blocks, std::uin
     return -ENOMEM;
   }
   now.leases[now.leases.size() - 1] = lease;
-  const auto* memory = static_cast<const unsigned char*>(now.blocks.get().address);
-  const std::uint64_t slot_bytes = wire::cache_slot_bytes(c.block_bytes);
-  for (std::size_t i = 0; i < reply.page_count; ++i) {
-    std::uint32_t slot = 0;
-    memcpy(&slot, now.at(wire::kCacheSlotsOffset) + i * sizeof slot, sizeof slot);
-    blocks[i] = memory + slot * slot_bytes;
-  }
   *request = std::uint64_t{now.epoch} << 32 | lease;
+  return 0;
+}
+
+bool is_request(const kvmem_cache_request* options, const void* const* blocks) {
+  return options != nullptr && options->size >= sizeof *options &&
+         (options->count == 0 || (options->names != nullptr && blocks != nullptr));
+}
+
+int begin(kvmem_cache& c, const kvmem_cache_request& options, std::uint16_t flags,
+          const void** blocks, Reply* reply, std::uint64_t* request) {
+  Request asked;
+  asked.op = Op::kCacheBegin;
+  asked.flags = flags;
+  asked.time_us = options.time_ms * 1000;
+  asked.input_tokens = options.input_tokens;
+  asked.output_tokens = options.output_tokens;
+  if (options.tail_is_partial != 0) asked.flags |= Request::kPartial;
+  if (const int error = ask_about(c, asked, options.names, options.count, reply); error != 0) {
+    return error;
+  }
+  if (const int error = take_lease(c, *reply, request); error != 0) return error;
+  ++c.stats.requests;
+  c.stats.asked += options.count;
+  c.stats.found += find_blocks(c, *reply, blocks);
+  return 0;
+}
+
+// One daemon's word: another one does not know the request.
+int wait_for(kvmem_cache& c, std::uint64_t number, const void** blocks, std::size_t* found) {
+  const auto epoch = static_cast<std::uint32_t>(number >> 32);
+  const auto lease = static_cast<std::uint32_t>(number);
+  if (c.now == nullptr || c.now->epoch != epoch) return -ENOTCONN;
+  if (!c.now->has(lease)) return -EINVAL;
+  Request request;
+  request.op = Op::kCacheWait;
+  request.region_id = lease;
+  Reply reply;
+  if (converse(c.now->socket.get(), request, nullptr, 0, &reply, nullptr, kReplyTimeoutNs) != 0) {
+    detach(c);
+    return -ENOTCONN;
+  }
+  if (reply.error != 0) {
+    detail(reply.message);
+    return reply.error;
+  }
+  if (reply.page_count > wire::kCacheNamesMax) return -EPROTO;
+  if (reply.page_count == 0) c.now->end(lease);
+  find_blocks(c, reply, blocks);
+  *found = reply.page_count;
+  c.stats.found += reply.first_page;
+  c.stats.restored += reply.first_page;
   return 0;
 }
 
@@ -269,28 +339,70 @@ KVMEM_EXPORTED int kvmem_cache_contains(kvmem_cache* cache, const kvmem_block_na
 KVMEM_EXPORTED int kvmem_cache_begin(kvmem_cache* cache, const kvmem_cache_request* options,
                                      const void** blocks, size_t* found,
                                      uint64_t* request) noexcept {
-  if (!kvmem::is_usable(cache) || options == nullptr || options->size < sizeof *options ||
-      found == nullptr || request == nullptr ||
-      (options->count > 0 && (options->names == nullptr || blocks == nullptr))) {
+  if (!kvmem::is_usable(cache) || !kvmem::is_request(options, blocks) || found == nullptr ||
+      request == nullptr) {
     return -EINVAL;
   }
   const int saved = errno;
   const kvmem::LockGuard guard(cache->lock);
-  kvmem::wire::Request asked;
-  asked.op = kvmem::wire::Op::kCacheBegin;
-  asked.time_ms = options->time_ms;
-  asked.input_tokens = options->input_tokens;
-  asked.output_tokens = options->output_tokens;
-  if (options->tail_is_partial != 0) asked.flags = kvmem::wire::Request::kPartial;
   kvmem::wire::Reply reply;
-  int error = kvmem::ask_about(*cache, asked, options->names, options->count, &reply);
-  if (error == 0) error = kvmem::take_lease(*cache, reply, blocks, request);
+  const int error = kvmem::begin(*cache, *options, 0, blocks, &reply, request);
   if (error == 0) {
     *found = reply.page_count;
-    ++cache->stats.requests;
-    cache->stats.asked += options->count;
-    cache->stats.found += reply.page_count;
     cache->stats.restored += reply.first_page;
+  }
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_plan(kvmem_cache* cache, const kvmem_cache_request* options,
+                                    const void** blocks, size_t* found, size_t* compute_end,
+                                    uint64_t* request) noexcept {
+  if (!kvmem::is_usable(cache) || !kvmem::is_request(options, blocks) || found == nullptr ||
+      compute_end == nullptr || request == nullptr) {
+    return -EINVAL;
+  }
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  using kvmem::wire::Request;
+  const unsigned flags = Request::kMayCompute | (options->overlaps != 0 ? Request::kOverlaps : 0U);
+  kvmem::wire::Reply reply;
+  const int error =
+      kvmem::begin(*cache, *options, static_cast<std::uint16_t>(flags), blocks, &reply, request);
+  if (error == 0) {
+    *found = reply.page_count;
+    *compute_end = reply.first_page;
+  }
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_wait(kvmem_cache* cache, uint64_t request, const void** blocks,
+                                    size_t* found) noexcept {
+  if (!kvmem::is_usable(cache) || blocks == nullptr || found == nullptr) return -EINVAL;
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  const int error = kvmem::wait_for(*cache, request, blocks, found);
+  errno = saved;
+  return error;
+}
+
+KVMEM_EXPORTED int kvmem_cache_computed(kvmem_cache* cache, size_t first, size_t count,
+                                        uint64_t microseconds) noexcept {
+  if (!kvmem::is_usable(cache) || first > kvmem::wire::kCacheNamesMax ||
+      count > kvmem::wire::kCacheNamesMax) {
+    return -EINVAL;
+  }
+  const int saved = errno;
+  const kvmem::LockGuard guard(cache->lock);
+  int error = cache->now == nullptr ? kvmem::attach(*cache) : 0;
+  if (error == 0) {
+    kvmem::wire::Request request;
+    request.op = kvmem::wire::Op::kCacheComputed;
+    request.first_page = first;
+    request.page_count = count;
+    request.time_us = microseconds;
+    kvmem::tell(*cache, request);
   }
   errno = saved;
   return error;

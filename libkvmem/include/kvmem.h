@@ -161,7 +161,7 @@ struct kvmem_cache_request {
   uint32_t input_tokens;                /* of the prompt; 0: not known */
   uint32_t output_tokens;               /* of the answer; 0: not known yet */
   uint32_t tail_is_partial;             /* 1: the last block is not full, so nobody continues it */
-  uint32_t reserved;
+  uint32_t overlaps; /* for kvmem_cache_plan: 1: it computes while other blocks are read */
 };
 
 /* A prompt is served: decides what the cache keeps, and brings what it has of the prompt's start
@@ -172,6 +172,30 @@ struct kvmem_cache_request {
 int kvmem_cache_begin(struct kvmem_cache* cache, const struct kvmem_cache_request* options,
                       const void** blocks, size_t* found, uint64_t* request) KVMEM_NOEXCEPT;
 int kvmem_cache_end(struct kvmem_cache* cache, uint64_t request) KVMEM_NOEXCEPT;
+
+/* As kvmem_cache_begin, for an engine that would rather compute a block again than wait longer for
+ * it to be read. Returns at once: of the `*found` leading blocks that there are, those in DRAM have
+ * their addresses in blocks[]. The others have NULL there. Those of them before `*compute_end` are
+ * sooner computed than read, so the engine computes them (they need not be put); those from it on
+ * are on their way, see kvmem_cache_wait. What reading takes is learned from the store, what
+ * computing takes from kvmem_cache_computed; until both are known all is read. A choice once made
+ * stays until the other is sooner by a fifth; `kvmemctl explain cache` shows the last one.
+ * Pages are in DRAM until kvmem_cache_end, 0 blocks, and `*request` as for kvmem_cache_begin. */
+int kvmem_cache_plan(struct kvmem_cache* cache, const struct kvmem_cache_request* options,
+                     const void** blocks, size_t* found, size_t* compute_end,
+                     uint64_t* request) KVMEM_NOEXCEPT;
+
+/* Waits until the rest of a plan has been read, other calls of the handle meanwhile. `*found` and
+ * blocks[] as the plan had room for; NULL, or no longer found: the engine computes it. 0 blocks:
+ * nothing has to be ended any more. -ENOTCONN: the daemon is gone, and what the plan had no address
+ * for has to be computed. */
+int kvmem_cache_wait(struct kvmem_cache* cache, uint64_t request, const void** blocks,
+                     size_t* found) KVMEM_NOEXCEPT;
+
+/* The engine has computed blocks [first, first + count) of a prompt in `microseconds`, with nothing
+ * else to do: the GPU's time, not the queue's. What kvmem_cache_plan goes by. */
+int kvmem_cache_computed(struct kvmem_cache* cache, size_t first, size_t count,
+                         uint64_t microseconds) KVMEM_NOEXCEPT;
 
 /* Copies a computed block of a prompt that has begun into the cache. What is there under the name
  * already stays. Waits while the store takes what has to leave DRAM. Nothing is lost by an error:

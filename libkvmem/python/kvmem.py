@@ -32,7 +32,7 @@ class _Options(ctypes.Structure):
 class _Request(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("names", ctypes.POINTER(_Name)), ("count", ctypes.c_size_t),
                 ("time_ms", ctypes.c_uint64), ("input_tokens", ctypes.c_uint32), ("output_tokens", ctypes.c_uint32),
-                ("tail_is_partial", ctypes.c_uint32), ("reserved", ctypes.c_uint32)]
+                ("tail_is_partial", ctypes.c_uint32), ("overlaps", ctypes.c_uint32)]
 
 
 class _Statistics(ctypes.Structure):
@@ -46,6 +46,12 @@ _SIGNATURES = {
                              ctypes.POINTER(ctypes.c_size_t)],
     "kvmem_cache_begin": [ctypes.c_void_p, ctypes.POINTER(_Request), ctypes.POINTER(ctypes.c_void_p),
                           ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_uint64)],
+    "kvmem_cache_plan": [ctypes.c_void_p, ctypes.POINTER(_Request), ctypes.POINTER(ctypes.c_void_p),
+                         ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t),
+                         ctypes.POINTER(ctypes.c_uint64)],
+    "kvmem_cache_wait": [ctypes.c_void_p, ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p),
+                         ctypes.POINTER(ctypes.c_size_t)],
+    "kvmem_cache_computed": [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_uint64],
     "kvmem_cache_end": [ctypes.c_void_p, ctypes.c_uint64],
     "kvmem_cache_put": [ctypes.c_void_p, ctypes.POINTER(_Name), ctypes.c_void_p],
     "kvmem_cache_stats": [ctypes.c_void_p, ctypes.POINTER(_Statistics)],
@@ -99,10 +105,13 @@ def chained_names(tokens, tokens_per_block):
 
 class Blocks:
     """The leading blocks of a prompt that were found: a sequence of read-only memoryviews, until end(), or
-    the end of a `with`. Views must not be used after that. `addresses` are where they lie."""
+    the end of a `with`. Views must not be used after that. `addresses` are where they lie.
 
-    def __init__(self, cache, addresses, number):
-        self._cache, self.addresses, self._number = cache, addresses, number
+    Of plan(): a block that is not in DRAM is None. Those before `compute_end` are to be computed, those from
+    it on are there after wait(), but for any that are None even then."""
+
+    def __init__(self, cache, addresses, number, compute_end=0):
+        self._cache, self.addresses, self._number, self.compute_end = cache, addresses, number, compute_end
 
     def __len__(self):
         return len(self.addresses)
@@ -110,8 +119,21 @@ class Blocks:
     def __getitem__(self, i):
         if self._number is None:
             raise ValueError("the request has ended")
+        if self.addresses[i] is None:
+            return None
         block = (ctypes.c_char * self._cache.block_bytes).from_address(self.addresses[i])
         return memoryview(block).cast("B").toreadonly()
+
+    def wait(self):
+        """What the plan said is being read is there now."""
+        addresses = (ctypes.c_void_p * len(self.addresses))()
+        found = ctypes.c_size_t()
+        if self._number:
+            _call("kvmem_cache_wait", self._cache.handle, self._number, addresses, ctypes.byref(found))
+            self.addresses = list(addresses[:found.value])
+            if not self.addresses:
+                self._number = 0
+        return self
 
     def end(self):
         if self._number is not None:
@@ -144,14 +166,31 @@ class BlockCache:
     def begin(self, names, input_tokens=0, output_tokens=0, tail_is_partial=False, time_ms=0):
         """A prompt is served: the Blocks of its start that the cache has. `names` are those of all its
         blocks, also of those to be computed."""
-        array = _names(names)
-        addresses = (ctypes.c_void_p * len(names))()
-        found, number = ctypes.c_size_t(), ctypes.c_uint64()
-        request = _Request(ctypes.sizeof(_Request), array, len(names), time_ms, input_tokens, output_tokens,
-                           int(tail_is_partial), 0)
+        addresses, found, number, request = self._request(names, input_tokens, output_tokens, tail_is_partial,
+                                                          time_ms, False)
         _call("kvmem_cache_begin", self.handle, ctypes.byref(request), addresses, ctypes.byref(found),
               ctypes.byref(number))
         return Blocks(self, list(addresses[:found.value]), number.value)
+
+    def plan(self, names, input_tokens=0, output_tokens=0, tail_is_partial=False, time_ms=0, overlaps=False):
+        """As begin(), at once: the cache chooses which stored blocks are read, and which ones the engine had
+        better compute again (see computed()). `overlaps`: it computes while others are read."""
+        addresses, found, number, request = self._request(names, input_tokens, output_tokens, tail_is_partial,
+                                                          time_ms, overlaps)
+        compute_end = ctypes.c_size_t()
+        _call("kvmem_cache_plan", self.handle, ctypes.byref(request), addresses, ctypes.byref(found),
+              ctypes.byref(compute_end), ctypes.byref(number))
+        return Blocks(self, list(addresses[:found.value]), number.value, compute_end.value)
+
+    def computed(self, first, count, microseconds):
+        """Computing blocks [first, first + count) of a prompt took so long: what plan() goes by."""
+        _call("kvmem_cache_computed", self.handle, first, count, microseconds)
+
+    @staticmethod
+    def _request(names, input_tokens, output_tokens, tail_is_partial, time_ms, overlaps):
+        request = _Request(ctypes.sizeof(_Request), _names(names), len(names), time_ms, input_tokens, output_tokens,
+                           int(tail_is_partial), int(overlaps))
+        return (ctypes.c_void_p * len(names))(), ctypes.c_size_t(), ctypes.c_uint64(), request
 
     def put(self, name, data):
         """Copies a computed block of a prompt that has begun. False: the cache does not keep it."""

@@ -5,7 +5,13 @@
 //   engine: CacheContains{page_count}        -> Reply{page_count}
 //   engine: CacheBegin{page_count, ...}      -> Reply{page_count, region_id, first_page}, once all
 //                                               are there; first_page: how many had to be read
+//   engine: CacheBegin{kMayCompute, ...}     -> Reply{page_count, region_id, first_page}, at once:
+//                                               blocks that are not in DRAM have kNoCacheSlot, and
+//                                               the engine computes those before first_page
+//   engine: CacheWait{region_id}             -> Reply{page_count, first_page}, as Begin's without
+//                                               kMayCompute; kNoCacheSlot: the engine computes it
 //   engine: CacheEnd{region_id}              (no reply)
+//   engine: CacheComputed{...}               (no reply)
 //   engine: CachePut                         -> Reply, once the bytes are copied
 //
 // `blocks` is memory the engine can only read: slots of cache_slot_bytes(size_bytes) each, filled
@@ -33,6 +39,7 @@ struct BlockName {
 };
 
 inline constexpr std::uint64_t kCacheNamesMax = std::uint64_t{1} << 14;
+inline constexpr std::uint32_t kNoCacheSlot = UINT32_MAX;
 inline constexpr std::uint64_t kCacheBlockBytesMax = std::uint64_t{64} << 20;
 inline constexpr std::size_t kCacheSlotsOffset = kCacheNamesMax * sizeof(BlockName);
 inline constexpr std::size_t kCacheStagingOffset =

@@ -75,9 +75,11 @@ enum class Op : std::uint16_t {
   // The block cache, see wire/cache.h.
   kCacheOpen = 15,      // identity, size_bytes: of a block
   kCacheContains = 16,  // page_count: names
-  kCacheBegin = 17,     // page_count: names; input_tokens, output_tokens, time_ms
+  kCacheBegin = 17,     // page_count: names; input_tokens, output_tokens, time_us
   kCacheEnd = 18,       // region_id: as Begin's reply says
   kCachePut = 19,
+  kCacheWait = 20,      // region_id: as Begin's reply says
+  kCacheComputed = 21,  // first_page, page_count: blocks of a prompt; time_us: what they took
 };
 
 enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
@@ -117,6 +119,8 @@ struct Request {
   static constexpr std::uint16_t kReadOnly = 2;  // RegionCreate: mapped without write permission
   static constexpr std::uint16_t kExists = 4;    // GpuClaim: it holds that much, whoever knew of it
   static constexpr std::uint16_t kPartial = 8;   // CacheBegin: the last block is not full
+  static constexpr std::uint16_t kMayCompute = 16;  // CacheBegin: stored blocks, if that is sooner,
+  static constexpr std::uint16_t kOverlaps = 32;    // and while others are read
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
@@ -138,7 +142,7 @@ struct Request {
   std::uint64_t stored_bytes = 0;  // in host regions, the GPU cannot reach them
   char why[24] = {};               // GpuRegion: of the last move
   std::uint64_t identity[2] = {};  // CacheOpen: of model, layout and revision
-  std::uint64_t time_ms = 0;  // CacheBegin: by any clock that does not go back; 0: the daemon's
+  std::uint64_t time_us = 0;  // CacheBegin: by any clock that does not go back; 0: the daemon's
   std::uint32_t input_tokens = 0;
   std::uint32_t output_tokens = 0;  // 0: not known yet
 };

@@ -3,12 +3,15 @@
 memory once, another user gets nothing, they outlive engines, the daemon and its kill -9, and every byte
 that is read is checked.
 
-usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses | dies
+usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses | chooses | dies
+
+`chooses` slows the daemon's disk by a cgroup of its own, and exits 77 where it may make none.
 """
 
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 BUILD = Path(sys.argv[1]).resolve()
@@ -31,7 +35,8 @@ MIB = 1 << 20
 BLOCK = 2 * MIB
 REQUEST_BYTES, REPLY_BYTES = 256, 224  # wire::Request, wire::Reply
 VERSION = 1
-CACHE_OPEN, CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT = range(15, 20)
+CACHE_OPEN, CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT, CACHE_WAIT, CACHE_COMPUTED = range(15, 22)
+MAY_COMPUTE = 16  # wire::Request's flag
 
 
 def until(what, condition):
@@ -62,7 +67,7 @@ class Cache(kvmem.BlockCache):
 
     def check(self, path, blocks):
         for name, block in zip(path, blocks):
-            assert block == bytes_of(self.model, name), f"{name} has wrong bytes"
+            assert block is None or block == bytes_of(self.model, name), f"{name} has wrong bytes"
 
     def serve(self, path):
         """As an engine: how many blocks were there."""
@@ -75,6 +80,15 @@ class Cache(kvmem.BlockCache):
                     assert error.errno == errno.ENOTCONN, error
             self.check(path, blocks)
             return len(blocks)
+
+    def serve_planned(self, path, block_us):
+        """Likewise, by an engine that computes a block in `block_us` if the cache thinks that is sooner."""
+        with self.plan(path, 512 * len(path)) as blocks:
+            self.check(path, blocks)
+            self.computed(0, len(path), block_us * len(path))
+            blocks.wait()
+            self.check(path, blocks)
+            return sum(block is not None for block in blocks)
 
 
 # ------------------------------------------------------------------------- the daemon and engines
@@ -284,9 +298,9 @@ def refuses(daemon):
         s.connect(daemon.socket)
         return s
 
-    def request(op, page_count=0, size_bytes=0, region_id=0, version=VERSION):
+    def request(op, page_count=0, size_bytes=0, region_id=0, version=VERSION, flags=0):
         # version, op, flags, session_id, region_id, address, first_page, page_count, size_bytes, ...
-        head = struct.pack("=IHH6Q", version, op, 0, 0, region_id, 0, 0, page_count, size_bytes)
+        head = struct.pack("=IHH6Q", version, op, flags, 0, region_id, 0, 0, page_count, size_bytes)
         return head.ljust(REQUEST_BYTES, b"\0")
 
     def answer(s):
@@ -301,7 +315,7 @@ def refuses(daemon):
     path = path_of(1, 4)
     good.serve(path)
     s = connect()
-    for op in (CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT):
+    for op in (CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT, CACHE_WAIT, CACHE_COMPUTED):
         s.send(request(op))
         assert answer(s)[0] == 71, "EPROTO before CacheOpen"
     for size in (0, 65 * MIB, 1 << 63):
@@ -316,12 +330,26 @@ def refuses(daemon):
     s.send(request(CACHE_BEGIN, page_count=1 << 62))
     assert answer(s)[0] == 7
     s.send(request(CACHE_END, region_id=77))  # no answer, and no harm
+    s.send(request(CACHE_COMPUTED, page_count=1 << 62))  # likewise
+    s.send(request(CACHE_WAIT, region_id=77))
+    assert answer(s)[0] == 22, "a request that has not begun"
     s.send(request(CACHE_PUT))
     assert answer(s)[0] == 28, "a block nobody announced"
     # All names zero, and the path its own repetition.
     s.send(request(CACHE_BEGIN, page_count=16384))
     assert answer(s)[0] == 0
     s.close()
+    # Plans that are not waited for, waited for twice and ended meanwhile.
+    for n in range(20):
+        s = connect()
+        s.send(request(CACHE_OPEN, size_bytes=BLOCK))
+        answer(s)
+        for lease in range(1, 4):
+            s.send(request(CACHE_BEGIN, page_count=4, flags=MAY_COMPUTE))
+            s.send(request(CACHE_WAIT, region_id=lease))
+            s.send(request(CACHE_WAIT, region_id=lease))
+            s.send(request(CACHE_END, region_id=lease - n % 2))
+        s.close()
     # Requests that nobody waits for, hang-ups in the middle, and more connections than a user may have.
     for n in range(30):
         s = connect()
@@ -357,6 +385,90 @@ def refuses(daemon):
     good.close()
 
 
+class SlowDisk:
+    """While it is open, what the process reads from the folder's disk comes at `bytes_per_s`."""
+
+    def __init__(self, pid, folder, bytes_per_s):
+        device = os.stat(folder).st_dev
+        disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+        if (disk / "partition").exists():
+            disk = disk.parent
+        number = (disk / "dev").read_text().strip() if (disk / "dev").exists() else None
+        self.group = None
+        for root, key, value, off in ((Path("/sys/fs/cgroup/blkio"), "blkio.throttle.read_bps_device", "{}", "0"),
+                                      (Path("/sys/fs/cgroup"), "io.max", "rbps={}", "rbps=max")):
+            with suppress(OSError):
+                group = root / f"kvmem-slow-disk-{pid}"
+                group.mkdir()
+                self.group, self.home = group, root
+                if number and (group / key).exists():
+                    self.limit = lambda text, file=group / key: file.write_text(f"{number} {text}")
+                    self.slow, self.fast = value.format(bytes_per_s), off
+                    self.limit(self.fast)
+                    (group / "cgroup.procs").write_text(str(pid))
+                    return
+            self.close()
+        print("block_cache: skipped, there is no cgroup that slows a disk")
+        sys.exit(77)
+
+    def close(self):
+        if self.group is not None:
+            with suppress(OSError):
+                for pid in (self.group / "cgroup.procs").read_text().split():
+                    (self.home / "cgroup.procs").write_text(pid)
+            self.group.rmdir()
+            self.group = None
+
+
+def chooses(daemon):
+    """Reads what is stored while the disk is fast, computes it while the disk is slow."""
+    blocks, compute_us = 10, 60_000  # a block: 35 MB/s
+    paths = [path_of(c, blocks) for c in range(12)]
+    cache = Cache()
+    for path in paths:
+        cache.serve(path)
+    until("all is stored", lambda: daemon.cache()["blocks_stored"] == blocks * len(paths))
+    turns = itertools.count()
+
+    def ask(waits):
+        """The next conversation's plan, and how it was meant."""
+        path = paths[next(turns) % len(paths)]
+        with cache.plan(path) as plan:
+            cache.check(path, plan)
+            cache.computed(0, blocks, blocks * compute_us)
+            if waits:
+                end = plan.compute_end
+                plan.wait()
+                cache.check(path, plan)
+                assert len(plan) == blocks and None not in list(plan)[end:], "all else was to be read"
+        return daemon.cache()["last_choice"]["kind"]
+
+    for _ in range(len(paths)):
+        assert ask(waits=True) == "read"
+    disk = SlowDisk(daemon.process.pid, daemon.work, 2 * MIB)
+    try:
+        assert ask(waits=True) == "read"
+        disk.limit(disk.slow)
+        begin = time.monotonic()
+        until("it computes", lambda: ask(waits=False) == "compute")
+        print(f"that the disk is slow was noticed after {time.monotonic() - begin:.2f} s")
+        before = daemon.cache()["left_to_compute"]
+        assert [ask(waits=False) for _ in range(5)] == ["compute"] * 5
+        assert daemon.cache()["left_to_compute"] > before
+        text = subprocess.run([BUILD / "bin/kvmemctl", "--socket", daemon.socket, "explain", "cache"],
+                              stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert "compute all that is stored" in text and "reading all:" in text, text
+        disk.limit(disk.fast)
+        begin = time.monotonic()
+        until("it reads", lambda: ask(waits=False) != "compute")
+        print(f"that it is fast again was noticed after {time.monotonic() - begin:.2f} s")
+        until("it reads all", lambda: ask(waits=True) == "read")
+        assert daemon.cache()["read_errors"] == 0
+    finally:
+        disk.close()
+    cache.close()
+
+
 def play(seed, seconds):
     """Conversations at random; how many blocks were found."""
     chance = random.Random(seed)
@@ -365,7 +477,9 @@ def play(seed, seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            found += cache.serve(path_of(chance.randrange(12), 1 + chance.randrange(6)))
+            path = path_of(chance.randrange(12), 1 + chance.randrange(6))
+            found += cache.serve(path)
+            found += cache.serve_planned(path_of(chance.randrange(12), 6), chance.choice([1, 1000, 100_000]))
         except OSError as error:
             assert error.errno in (errno.ENOTCONN, errno.EBUSY), error  # no daemon just now
             time.sleep(0.005)
@@ -415,7 +529,7 @@ def main():
             if sys.argv[2] == "dies":
                 dies(daemon, int(sys.argv[3]))
             else:
-                {"shares": shares, "outlives": outlives, "refuses": refuses}[sys.argv[2]](daemon)
+                {"shares": shares, "outlives": outlives, "refuses": refuses, "chooses": chooses}[sys.argv[2]](daemon)
                 print("ok", sys.argv[2])
         finally:
             daemon.stop()

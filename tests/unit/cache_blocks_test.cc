@@ -31,6 +31,10 @@ std::vector<std::byte> bytes_of(std::uint32_t uid, const Identity& model, wire::
   return bytes;
 }
 
+// Time passes whenever somebody looks at the clock.
+std::uint64_t g_now_ns = 0;
+std::uint64_t g_look_ns = 0;
+
 // One daemon after another over one disk.
 class Machine {
  public:
@@ -41,6 +45,9 @@ class Machine {
     options_.slots = 16;
     options_.stored_blocks = 100;
     options_.policy = "lru";
+    g_now_ns = 1'000'000'000;
+    g_look_ns = 1'000'000;
+    options_.now_ns = [] { return g_now_ns += g_look_ns; };
     boot();
   }
   ~Machine() { shut_down(); }
@@ -139,9 +146,13 @@ std::vector<wire::BlockName> path_of(std::uint64_t conversation, std::size_t len
 // A request as an engine makes it.
 class Request {
  public:
-  Request(Machine& machine, std::vector<wire::BlockName> path, Identity model = kModel)
+  enum class Asks { kBegin, kPlan, kPlanAndOverlap };
+  Request(Machine& machine, std::vector<wire::BlockName> path, Identity model = kModel,
+          Asks asks = Asks::kBegin)
       : machine_(machine), cache_(machine.cache()) {
     lease_.identity = model;
+    lease_.may_compute = asks != Asks::kBegin;
+    lease_.overlaps = asks == Asks::kPlanAndOverlap;
     lease_.names = std::move(path);
     lease_.context = this;
     lease_.done = [](BlockCache::Lease* lease) {
@@ -159,9 +170,12 @@ class Request {
     for (std::size_t i = 0; i < lease_.slots.size(); ++i) {
       EXPECT_TRUE(is_right(i)) << "block " << i;
     }
+    EXPECT_TRUE(lease_.slots.empty() || lease_.slots.back() != BlockCache::kNoSlot);
     return lease_.slots.size();
   }
+  const BlockCache::Lease& lease() const { return lease_; }
   bool is_right(std::size_t i) const {
+    if (lease_.slots[i] == BlockCache::kNoSlot) return lease_.may_compute;
     const auto want = bytes_of(cache_.options().uid, lease_.identity, lease_.names[i]);
     const std::byte* have = cache_.memory().data() + lease_.slots[i] * cache_.slot_bytes();
     return std::memcmp(have, want.data(), want.size()) == 0;
@@ -174,6 +188,9 @@ class Request {
   }
   // The rest of the path, as computed.
   void put_rest(std::size_t from) {
+    for (std::size_t i = 0; i < lease_.slots.size(); ++i) {
+      if (lease_.slots[i] == BlockCache::kNoSlot) put(i);
+    }
     for (std::size_t i = from; i < lease_.names.size(); ++i) put(i);
   }
   Code put(std::size_t i) {
@@ -441,10 +458,121 @@ TEST(BlockCache, TakesAnotherCapacity) {
   EXPECT_EQ(stats.stored, 46U);
 }
 
+// What is stored alone, and nowhere in DRAM.
+void store_alone(Machine& machine, std::size_t length) {
+  serve(machine, path_of(0, length));
+  machine.sync();
+  machine.restart(false);
+}
+
+TEST(BlockCache, ReadsAllUntilItKnowsWhatComputingTakes) {
+  Machine machine;
+  store_alone(machine, 5);
+  Request request(machine, path_of(0, 6), kModel, Request::Asks::kPlan);
+  EXPECT_EQ(request.lease().slots, std::vector<std::uint32_t>(5, BlockCache::kNoSlot)) << "at once";
+  EXPECT_EQ(request.lease().compute_end, 0U);
+  EXPECT_FALSE(request.is_done);
+  EXPECT_EQ(request.run(), 5U);
+  EXPECT_EQ(request.lease().restored, 5U);
+  request.end();
+  Request again(machine, path_of(0, 6), kModel, Request::Asks::kPlan);
+  EXPECT_TRUE(again.is_done);
+  EXPECT_EQ(again.run(), 5U);
+  again.end();
+  const CacheStats stats = machine.cache().stats();
+  EXPECT_EQ(stats.choices, (std::array<std::uint64_t, 3>{1, 0, 0})) << "in DRAM is no choice";
+  EXPECT_FALSE(machine.cache().last_choice().is_known);
+  EXPECT_EQ(machine.cache().last_choice().stored, 5U);
+}
+
+TEST(BlockCache, LeavesToTheEngineWhatItComputesSooner) {
+  Machine machine;
+  machine.shut_down();
+  machine.options().slots = 4;
+  machine.boot();
+  for (std::uint64_t c = 0; c < 8; ++c) serve(machine, path_of(c, 3));
+  serve(machine, path_of(0, 3));  // reads: they are known to take milliseconds now
+  serve(machine, path_of(5, 3));
+  machine.cache().computed(kModel, 0, 3, 3'000);
+  const std::uint64_t read = machine.cache().stats().read;
+  {
+    Request request(machine, path_of(1, 3), kModel, Request::Asks::kPlan);
+    EXPECT_EQ(request.lease().compute_end, 3U);
+    EXPECT_TRUE(request.is_done);
+    EXPECT_EQ(request.run(), 0U) << "none is in DRAM";
+    request.put_rest(0);
+    request.end();
+  }
+  Request other(machine, path_of(1, 3), Identity{1, 9}, Request::Asks::kPlan);
+  EXPECT_EQ(other.run(), 0U) << "another model has not these blocks";
+  other.end();
+  CacheStats stats = machine.cache().stats();
+  EXPECT_EQ(stats.left_to_compute, 3U);
+  EXPECT_EQ(stats.hits_lost, 0U);
+  EXPECT_EQ(stats.read, read);
+  EXPECT_EQ(stats.choices[1], 1U);
+  EXPECT_EQ(machine.cache().last_choice().choice.kind, policy::RestoreKind::kCompute);
+
+  // What is not read for a while may have changed: some are read, and nobody waits for them.
+  g_now_ns += 2'000'000'000;
+  {
+    Request request(machine, path_of(1, 3), kModel, Request::Asks::kPlan);
+    EXPECT_EQ(request.lease().compute_end, 3U);
+    EXPECT_TRUE(request.is_done);
+    EXPECT_EQ(request.run(), 0U);
+    request.end();
+  }
+  machine.settle();
+  EXPECT_GT(machine.cache().stats().read, read);
+  {
+    Request request(machine, path_of(1, 3), kModel, Request::Asks::kPlan);
+    EXPECT_TRUE(request.is_done);
+    EXPECT_EQ(request.run(), 3U) << "the last of them is in DRAM now";
+    EXPECT_EQ(request.lease().slots[0], BlockCache::kNoSlot);
+    request.end();
+  }
+
+  // Computing has become slow: they are read again.
+  for (int n = 0; n < 100; ++n) machine.cache().computed(kModel, 0, 3, 60'000'000'000);
+  Request request(machine, path_of(2, 3), kModel, Request::Asks::kPlan);
+  EXPECT_EQ(request.lease().compute_end, 0U);
+  EXPECT_EQ(request.run(), 3U);
+  request.end();
+}
+
+TEST(BlockCache, ComputesTheFirstAndReadsTheRest) {
+  Machine machine;
+  machine.shut_down();
+  machine.options().slots = 12;
+  machine.boot();
+  for (std::uint64_t c = 0; c < 6; ++c) serve(machine, path_of(c, 10));
+  serve(machine, path_of(0, 10));
+  Request learns(machine, path_of(1, 10), kModel, Request::Asks::kPlan);
+  EXPECT_EQ(learns.run(), 10U);
+  learns.end();
+  machine.settle();
+  const double page_ns = machine.cache().last_choice().choice.read_ns;
+  EXPECT_EQ(page_ns, 0) << "not known yet";
+  // A block takes as long to compute as to read: half of each, at once.
+  machine.cache().computed(kModel, 0, 10, 10 * 3 * 2'000'000);
+  Request request(machine, path_of(2, 10), kModel, Request::Asks::kPlanAndOverlap);
+  const std::size_t end = request.lease().compute_end;
+  EXPECT_GT(end, 1U);
+  EXPECT_LT(end, 10U);
+  EXPECT_FALSE(request.is_done);
+  EXPECT_EQ(request.run(), 10U);
+  for (std::size_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(request.lease().slots[i] == BlockCache::kNoSlot, i < end) << i;
+  }
+  EXPECT_EQ(request.lease().restored, 10 - end);
+  request.end();
+  EXPECT_EQ(machine.cache().stats().choices[2], 1U);
+}
+
 // Requests, deaths and failures in any order: what is leased has its name's bytes, always.
 TEST(BlockCache, NeverAWrongByte) {
   const char* const policies[] = {"kvmem", "lru", "lfu-da", "arc", "s3fifo"};
-  std::uint64_t hits = 0;
+  std::uint64_t hits = 0, computed = 0;
   for (std::uint64_t seed = 1; seed <= 150; ++seed) {
     SCOPED_TRACE(seed);
     Machine machine(seed);
@@ -468,8 +596,16 @@ TEST(BlockCache, NeverAWrongByte) {
     for (int n = 0; n < 120; ++n) {
       switch (random.below(12)) {
         default: {
-          auto request = std::make_unique<Request>(
-              machine, path_of(random.below(9), 1 + random.below(8)), models[random.below(2)]);
+          g_look_ns = random.one_in(8) ? 500'000'000 : 1'000'000;
+          const Identity& model = models[random.below(2)];
+          auto request =
+              std::make_unique<Request>(machine, path_of(random.below(9), 1 + random.below(8)),
+                                        model, static_cast<Request::Asks>(random.below(3)));
+          if (random.one_in(3)) {
+            machine.cache().computed(model, random.below(4), random.below(4),
+                                     1'000'000 * random.below(200));
+          }
+          computed += machine.cache().stats().left_to_compute;
           const std::size_t run = request->run();
           hits += run;
           if (!random.one_in(4)) request->put_rest(run);
@@ -512,6 +648,7 @@ TEST(BlockCache, NeverAWrongByte) {
     machine.cache().forget();
   }
   EXPECT_GT(hits, 4'000U) << "or it showed nothing";
+  EXPECT_GT(computed, 4'000U) << "likewise";
 }
 
 }  // namespace

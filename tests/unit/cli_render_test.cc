@@ -211,6 +211,11 @@ TEST(Status, EveryFieldMayBeMissingOrOfAnotherType) {
     EXPECT_FALSE(render_regions(hostile, {}).empty());
     EXPECT_FALSE(render_pages(hostile, {}).empty());
     EXPECT_FALSE(render_explain(hostile, {}).empty());
+    EXPECT_FALSE(render_explain_cache(hostile, {}).empty());
+    for (const json& last : {hostile, json{{"kind", hostile}, {"is_known", hostile}}}) {
+      const json status = {{"caches", {{{"last_choice", last}}}}};
+      EXPECT_FALSE(render_explain_cache(status, {}).empty());
+    }
     EXPECT_FALSE(render_action(hostile, "promoted").empty());
   }
 }
@@ -250,6 +255,41 @@ TEST(Explain, SaysWhereWhyAndHowItCameThere) {
   EXPECT_THAT(out, HasSubstr("  its next use was expected farthest away\n"));
   EXPECT_THAT(out, HasSubstr("heat: 0.25"));
   EXPECT_THAT(out, HasSubstr("3.5 s ago  dram  nvme  evict_farthest"));
+}
+
+TEST(Explain, SaysWhyBlocksAreReadOrComputed) {
+  json cache = {{"uid", 0}, {"block_bytes", 2 * kMiB}, {"last_choice", nullptr}};
+  EXPECT_THAT(render_explain_cache({{"caches", {cache}}}, {}),
+              HasSubstr("no request has had a choice"));
+  cache["choices_read"] = 12;
+  cache["left_to_compute"] = 45;
+  cache["last_choice"] = {{"ago_s", 3.5},
+                          {"kind", "split"},
+                          {"blocks", 16},
+                          {"stored", 14},
+                          {"compute_end", 7},
+                          {"overlaps", true},
+                          {"is_known", true},
+                          {"chosen_ms", 12.5},
+                          {"read_ms", 35.0},
+                          {"compute_ms", 20.0},
+                          {"read_first_ms", 5.0},
+                          {"read_page_ms", 2.0},
+                          {"compute_first_block_ms", 1.0},
+                          {"compute_block_more_ms", 0.1}};
+  std::string out = render_explain_cache({{"caches", {cache}}}, {});
+  EXPECT_THAT(out, StartsWith("block cache of uid 0, blocks of 2.00 MiB\n"
+                              "  last choice, 3.5 s ago: compute what is stored of the first 7 "
+                              "blocks, read the rest\n"));
+  EXPECT_THAT(out, HasSubstr("16, 14 of them not in DRAM"));
+  EXPECT_THAT(out, HasSubstr("12.5 ms, both at once"));
+  EXPECT_THAT(out, HasSubstr("35 ms (5 ms to the first page, 2 ms for each more)"));
+  EXPECT_THAT(out, HasSubstr("12 read, 0 compute, 0 both; 45 blocks left to compute"));
+  cache["last_choice"]["is_known"] = false;
+  out = render_explain_cache({{"caches", {cache}}}, {});
+  EXPECT_THAT(out, HasSubstr("kvmem_cache_computed"));
+  EXPECT_EQ(render_explain_cache({{"caches", json::array()}}, {}),
+            "no engine uses the block cache\n");
 }
 
 TEST(Action, SaysHowManyMovedAndWhyOthersDidNot) {
