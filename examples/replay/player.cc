@@ -42,6 +42,7 @@ struct Options {
   std::uint64_t speed = 0;         // seconds of the trace in one of ours; 0: as fast as it goes
   std::uint64_t prefill = 10'000;  // tokens a second that the engine would compute
   std::uint64_t puts = 1;          // 0: only what is there is read
+  std::uint64_t plan = 0;          // 1: stored blocks are computed where that is sooner
 };
 
 [[noreturn]] void fail(const std::string& what) {
@@ -52,10 +53,15 @@ struct Options {
 Options parse(int argc, char** argv) {
   Options options;
   const std::pair<std::string_view, std::uint64_t*> numbers[] = {
-      {"--generate", &options.generate},      {"--requests", &options.requests},
-      {"--minutes", &options.minutes},        {"--block-bytes", &options.block_bytes},
-      {"--threads", &options.threads},        {"--speed", &options.speed},
-      {"--prefill-tokens", &options.prefill}, {"--puts", &options.puts}};
+      {"--generate", &options.generate},
+      {"--requests", &options.requests},
+      {"--minutes", &options.minutes},
+      {"--block-bytes", &options.block_bytes},
+      {"--threads", &options.threads},
+      {"--speed", &options.speed},
+      {"--prefill-tokens", &options.prefill},
+      {"--puts", &options.puts},
+      {"--plan", &options.plan}};
   for (int i = 1; i < argc; i += 2) {
     const std::string_view name = argv[i];
     if (i + 1 == argc) fail(std::string(name) + ": its value is missing");
@@ -132,7 +138,7 @@ class Player {
   std::unordered_set<std::uint64_t> known, being_put;
   std::size_t next = 0;
   std::atomic<std::uint64_t> requests{0}, asked{0}, found{0}, restored{0}, put{0}, refused{0};
-  std::atomic<std::uint64_t> mismatched{0}, trace_ms{0}, restore_ns{0};
+  std::atomic<std::uint64_t> mismatched{0}, trace_ms{0}, restore_ns{0}, computed{0};
   std::mutex results;
   std::vector<double> ttft_ms;           // with what was found
   std::vector<double> computed_ttft_ms;  // had all been computed
@@ -182,19 +188,33 @@ class Player {
     std::vector<const void*> blocks(count);
     kvmem_cache_request begun{sizeof begun,         names.data(),          count,
                               request.time_ms + 1,  // 0 would be the daemon's clock
-                              request.input_tokens, request.output_tokens, 1,     0};
+                              request.input_tokens, request.output_tokens, 1,     1};
     std::size_t here = 0;
+    std::size_t compute_end = 0;
     std::uint64_t lease = 0;
     const Clock::time_point asked_at = Clock::now();
-    const int error = kvmem_cache_begin(cache, &begun, blocks.data(), &here, &lease);
-    const std::chrono::duration<double, std::milli> waited = Clock::now() - asked_at;
+    int error = options.plan != 0
+                    ? kvmem_cache_plan(cache, &begun, blocks.data(), &here, &compute_end, &lease)
+                    : kvmem_cache_begin(cache, &begun, blocks.data(), &here, &lease);
     turn->unlock();
+    if (error == 0 && options.plan != 0) {
+      const auto left = static_cast<std::uint64_t>(
+          std::count(blocks.data(), blocks.data() + std::min(here, compute_end), nullptr));
+      compute(left);  // while the others are read
+      (void)kvmem_cache_computed(cache, 0, left, compute_us(left));
+      (void)kvmem_cache_computed(cache, here, count - here, compute_us(count - here));
+      computed += left;
+      error = lease == 0 ? 0 : kvmem_cache_wait(cache, lease, blocks.data(), &here);
+    }
+    const std::chrono::duration<double, std::milli> waited = Clock::now() - asked_at;
     if (error != 0 && error != -ENOTCONN) {
       fail(std::string("kvmem_cache_begin: ") + kvmem_strerror(error));
     }
     if (error != 0) here = 0;  // the daemon is away: all is computed
+    std::size_t had = 0;
     for (std::size_t i = 0; i < here; ++i) {
-      if (!is_right(blocks[i], words, request.path[i])) {
+      had += blocks[i] != nullptr;
+      if (blocks[i] != nullptr && !is_right(blocks[i], words, request.path[i])) {
         std::fprintf(stderr, "player: block %llx has wrong bytes\n",
                      static_cast<unsigned long long>(request.path[i]));
         ++mismatched;
@@ -211,7 +231,7 @@ class Player {
     if (read > 0) restore_ns += static_cast<std::uint64_t>(waited.count() * 1e6);
     ++requests;
     asked += count;
-    found += here;
+    found += had;
     restored += read;
     trace_ms = std::max<std::uint64_t>(trace_ms, request.time_ms);
     const double per_token_ms = 1e3 / static_cast<double>(options.prefill);
@@ -223,15 +243,22 @@ class Player {
     computed_ttft_ms.push_back(request.input_tokens * per_token_ms);
   }
 
+  std::uint64_t compute_us(std::uint64_t blocks) const {
+    return blocks * kvmem::sim::kTokensPerBlock * 1'000'000 / options.prefill;
+  }
+  void compute(std::uint64_t blocks) const {
+    std::this_thread::sleep_for(std::chrono::microseconds(compute_us(blocks)));
+  }
+
   void print_progress(const char* kind) {
     const std::chrono::duration<double> wall = Clock::now() - start;
     std::printf(
         "{\"%s\": true, \"wall_s\": %.3f, \"trace_s\": %.3f, \"requests\": %llu, \"of\": %zu, "
         "\"asked\": %llu, \"found\": %llu, \"restored\": %llu, \"put\": %llu, \"refused\": %llu, "
-        "\"mismatched\": %llu, \"restore_wait_s\": %.3f, \"block_bytes\": %llu",
+        "\"mismatched\": %llu, \"computed\": %llu, \"restore_wait_s\": %.3f, \"block_bytes\": %llu",
         kind, wall.count(), static_cast<double>(trace_ms.load()) / 1e3, count(requests),
         trace.size(), count(asked), count(found), count(restored), count(put), count(refused),
-        count(mismatched), static_cast<double>(restore_ns.load()) / 1e9,
+        count(mismatched), count(computed), static_cast<double>(restore_ns.load()) / 1e9,
         static_cast<unsigned long long>(options.block_bytes));
   }
   static unsigned long long count(const std::atomic<std::uint64_t>& n) { return n.load(); }

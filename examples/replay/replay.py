@@ -67,6 +67,7 @@ def options():
     parser.add_argument("--speed", type=int, default=0, help="seconds of the trace in one; 0: as fast as it goes")
     parser.add_argument("--threads", type=int, default=4, help="requests at once")
     parser.add_argument("--prefill-tokens", type=int, default=10000, help="a second, what the model would compute")
+    parser.add_argument("--plan", action="store_true", help="stored blocks are computed where that is sooner")
     parser.add_argument("--huge-pages", action="store_true", help="take them into the kernel's pool meanwhile (root)")
     parser.add_argument("--on", type=Path, default=ROOT / "build", help="folder on the disk to use")
     parser.add_argument("--build", type=Path, default=ROOT / "build/release")
@@ -147,7 +148,7 @@ def play(o, daemon, source, what, puts=True):
     """The player's last line, and one sample a second with the daemon's state in it."""
     command = [o.build / "bin/replay_player", *source, "--block-bytes", str(o.block_bytes), "--threads",
                str(o.threads), "--speed", str(o.speed if puts else 0), "--prefill-tokens", str(o.prefill_tokens),
-               "--puts", str(int(puts))]
+               "--puts", str(int(puts)), "--plan", str(int(o.plan and puts))]
     player = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "KVMEM_SOCKET": daemon.socket})
     samples = []
@@ -205,6 +206,7 @@ def run(o, policy, source):
         "bytes_found": last["found"] * block_bytes,
         "bytes_written": state["blocks_written"] * block_bytes,
         "bytes_restored": last["restored"] * block_bytes,
+        "bytes_left_to_compute": last["computed"] * block_bytes,
         "mismatched_blocks": last["mismatched"] + again["mismatched"],
         "wall_s": last["wall_s"],
         "ttft_ms": {"p50": last["ttft_p50_ms"], "p99": last["ttft_p99_ms"], "mean": last["ttft_mean_ms"]},
@@ -293,7 +295,7 @@ def main():
     o.out.mkdir(parents=True, exist_ok=True)
     report = {"trace": str(o.trace or f"generated {o.generate}"), "minutes": o.minutes, "block_bytes": o.block_bytes,
               "dram_bytes": o.dram, "store_bytes": o.store, "threads": o.threads, "prefill_tokens": o.prefill_tokens,
-              "runs": runs}
+              "plan": o.plan, "runs": runs}
     (o.out / "replay.json").write_text(json.dumps(report, indent=1) + "\n")
     (o.out / "replay.svg").write_text(picture(runs))
     print(f"{'':22}" + "".join(f"{r['policy']:>12}" for r in runs))
@@ -304,6 +306,7 @@ def main():
             ("put, GB", lambda r: f"{r['bytes_put'] / 1e9:.1f}"),
             ("refused, GB", lambda r: f"{r['bytes_refused'] / 1e9:.1f}"),
             ("found, GB", lambda r: f"{r['bytes_found'] / 1e9:.1f}"),
+            *([("left to compute, GB", lambda r: f"{r['bytes_left_to_compute'] / 1e9:.1f}")] if o.plan else []),
             ("TTFT p50, ms", lambda r: f"{r['ttft_ms']['p50']:.0f}"),
             ("TTFT p99, ms", lambda r: f"{r['ttft_ms']['p99']:.0f}"),
             ("TTFT mean, ms", lambda r: f"{r['ttft_ms']['mean']:.0f}"),

@@ -507,11 +507,7 @@ std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
   return text == nullptr ? otherwise : std::strtoull(text, nullptr, 0);
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::uint64_t kCasesPerShard = 500;
-#else
 constexpr std::uint64_t kCasesPerShard = 3000;
-#endif
 constexpr std::uint64_t kShards = 4;
 
 class StoreCrash : public ::testing::TestWithParam<std::uint64_t> {};
