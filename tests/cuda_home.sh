@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints a folder with include/cuda.h of CUDA 13: $CUDA_HOME or /usr/local/cuda where they have one,
-# else NVIDIA's package from PyPI, kept in ${XDG_CACHE_HOME:-~/.cache}/kvmem/cuda. Needs python3 with
-# venv, and a package index the first time. Exits 1, with a line on standard error, if there is none.
+# Prints a folder of CUDA 13, with its headers: $CUDA_HOME or /usr/local/cuda where they have one, else
+# the headers and the compiler from PyPI, kept in ${XDG_CACHE_HOME:-~/.cache}/kvmem/cuda. Needs python3
+# with venv, and a package index the first time. Exits 1, with a line on standard error, if there is none.
 set -euo pipefail
 
 for home in ${CUDA_HOME:+"$CUDA_HOME"} /usr/local/cuda; do
@@ -12,7 +12,12 @@ for home in ${CUDA_HOME:+"$CUDA_HOME"} /usr/local/cuda; do
 done
 
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem/cuda
-find_home() { find "$venv" -path '*/include/cuda.h' -printf '%h\n' 2>/dev/null | head -n 1 | xargs -r dirname; }
+find_home() {
+  local home
+  home=$(find "$venv" -path '*/include/cuda.h' 2>/dev/null | head -n 1)
+  home=${home%/include/cuda.h}
+  if [ -n "$home" ] && [ -e "$home/include/crt/host_defines.h" ] && [ -x "$home/bin/nvcc" ]; then echo "$home"; fi
+}
 
 mkdir -p "$(dirname "$venv")"
 exec 9>"$venv.lock"
@@ -20,14 +25,15 @@ flock 9
 if [ -z "$(find_home)" ]; then
   rm -rf "$venv"
   if ! python3 -m venv "$venv" >"$venv.log" 2>&1 ||
-    ! "$venv/bin/pip" install -q --no-deps 'nvidia-cuda-runtime==13.0.*' >>"$venv.log" 2>&1; then
+    ! "$venv/bin/pip" install -q --no-deps nvidia-cuda-{runtime,crt,nvcc}'==13.0.*' \
+      nvidia-nvvm'==13.0.*' >>"$venv.log" 2>&1; then
     echo "cuda_home.sh: no cuda.h here and none from PyPI; see $venv.log" >&2
     exit 1
   fi
 fi
 home=$(find_home)
 if [ -z "$home" ]; then
-  echo "cuda_home.sh: the package nvidia-cuda-runtime has no cuda.h" >&2
+  echo "cuda_home.sh: NVIDIA's packages have not what was expected of them" >&2
   exit 1
 fi
 echo "$home"

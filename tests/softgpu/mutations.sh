@@ -9,7 +9,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-sources=$(find "$here" "$root/kernels/twins.cc" -name '*.cc' ! -name '*_test.cc')
+sources=$(find "$here" "$root/kernels/twins.cc" -name '*.cc' ! -name '*_test.cc' ! -name runtime.cc)
 build=$(realpath "$1")
 test=$build/bin/softgpu_conformance_test
 cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt"; }
