@@ -36,4 +36,7 @@ if [ -z "$home" ]; then
   echo "cuda_home.sh: NVIDIA's packages have not what was expected of them" >&2
   exit 1
 fi
+# The names that a toolkit has, for its linker.
+[ -e "$home/lib64" ] || ln -s lib "$home/lib64"
+[ -e "$home/lib/libcudart.so" ] || ln -s libcudart.so.13 "$home/lib/libcudart.so"
 echo "$home"
