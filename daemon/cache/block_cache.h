@@ -119,7 +119,7 @@ class BlockCache {
     void (*done)(Lease* self) = nullptr;  // once: what can be had is there
     void* context = nullptr;              // the caller's
     Identity identity;
-    std::vector<wire::BlockName> names;  // the path, from the start of the prompt
+    std::vector<wire::BlockName> names;  // the path, from the prompt's start; begin() alone looks
     std::uint64_t time_ms = 0;           // never less than before, else taken as that
     std::uint32_t input_tokens = 0;
     std::uint32_t output_tokens = 0;

@@ -244,9 +244,14 @@ bool Caches::begin(Session& session, const Request& request, Reply* reply) {
   lease.may_compute = (request.flags & Request::kMayCompute) != 0;
   lease.overlaps = (request.flags & Request::kOverlaps) != 0;
   ++c.pending;
-  if (!lease.may_compute) c.awaited = number;
+  const bool is_answered_now = lease.may_compute;
+  if (!is_answered_now) c.awaited = number;
   c.cache().begin(&lease);
-  if (!lease.may_compute) return false;
+  // (One that is answered when it is done may be answered already, and gone.)
+  if (const auto begun_one = c.leases.find(number); begun_one != c.leases.end()) {
+    begun_one->second.names = {};
+  }
+  if (!is_answered_now) return false;
   *reply = lent(lease);
   reply->first_page = lease.compute_end;
   if (lease.is_done() && lease.slots.empty()) c.leases.erase(number);
