@@ -469,10 +469,18 @@ def chooses(daemon):
     cache.close()
 
 
+def opened():
+    try:
+        return Cache()
+    except OSError as error:
+        assert error.errno in (errno.ENOTCONN, errno.EBUSY), error  # no daemon just now
+        return None
+
+
 def play(seed, seconds):
     """Conversations at random; how many blocks were found."""
     chance = random.Random(seed)
-    cache = Cache()
+    cache = until("a daemon takes a connection", opened)
     found = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
