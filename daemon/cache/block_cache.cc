@@ -159,12 +159,12 @@ std::size_t BlockCache::contains(const Identity& identity, std::span<const wire:
 
 // -------------------------------------------------------------------------------------- requests
 
-void BlockCache::begin(Lease* lease) {
+void BlockCache::begin(Lease* lease, std::span<const wire::BlockName> names) {
   lease->slots.clear();
   lease->blocks.clear();
   lease->compute_end = 0;
   lease->restored = 0;
-  lease->is_ended = lease->is_done_ = false;
+  lease->is_ended_ = lease->is_done_ = false;
   if (std::exchange(is_recalled_, false) && lease->time_ms < last_ms_) {
     shift_ms_ = last_ms_ - lease->time_ms;
   }
@@ -173,10 +173,8 @@ void BlockCache::begin(Lease* lease) {
   request.input_tokens = lease->input_tokens;
   request.output_tokens = lease->output_tokens;
   request.tail_is_partial = lease->tail_is_partial;
-  request.path.reserve(lease->names.size());
-  for (const wire::BlockName& name : lease->names) {
-    request.path.push_back(id_of(lease->identity, name));
-  }
+  request.path.reserve(names.size());
+  for (const wire::BlockName& name : names) request.path.push_back(id_of(lease->identity, name));
   ++stats_.requests;
   stats_.asked += request.path.size();
   for (const Id& id : request.path) {
@@ -192,16 +190,18 @@ void BlockCache::begin(Lease* lease) {
     serve(request);
     if (history_ != nullptr) history_->append(request);
   }
-  if (lease->may_compute) choose(*lease);
+  if (lease->may_compute) {
+    lease->slots.assign(lease->blocks.size(), kNoSlot);
+    choose(*lease);
+  }
   lease->waits = 1;  // until all have been asked for
   for (std::size_t i = 0; i < lease->blocks.size(); ++i) {
     Block* block = lease->blocks[i];
-    if (lease->may_compute) lease->slots.push_back(block->slot);
     if (block->in_dram == InDram::kReady) {
       ++stats_.hits_dram;
+      if (lease->may_compute) lease->slots[i] = block->slot;
       continue;
     }
-    if (lease->may_compute) lease->slots.back() = kNoSlot;
     if (i < lease->compute_end) {
       ++stats_.left_to_compute;
       continue;
@@ -272,13 +272,13 @@ void BlockCache::resolve(Lease& lease) {
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     const bool is_ready = blocks[i]->in_dram == InDram::kReady;
     has_gap |= !is_ready;
-    if (!lease.is_ended && is_ready && (lease.may_compute || !has_gap)) {
+    if (!lease.is_ended_ && is_ready && (lease.may_compute || !has_gap)) {
       lease.slots.resize(i + 1, kNoSlot);
       lease.slots[i] = blocks[i]->slot;
       lease.blocks.push_back(blocks[i]);
       continue;
     }
-    if (!lease.is_ended && i >= lease.compute_end) ++stats_.hits_lost;
+    if (!lease.is_ended_ && i >= lease.compute_end) ++stats_.hits_lost;
     unlease(*blocks[i]);
   }
   lease.restored = std::min(lease.restored, lease.blocks.size());
@@ -287,7 +287,7 @@ void BlockCache::resolve(Lease& lease) {
 }
 
 void BlockCache::end(Lease* lease) {
-  lease->is_ended = true;
+  lease->is_ended_ = true;
   if (!lease->is_done_) return;
   for (Block* block : lease->blocks) unlease(*block);
   lease->blocks.clear();

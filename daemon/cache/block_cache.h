@@ -119,8 +119,7 @@ class BlockCache {
     void (*done)(Lease* self) = nullptr;  // once: what can be had is there
     void* context = nullptr;              // the caller's
     Identity identity;
-    std::vector<wire::BlockName> names;  // the path, from the prompt's start; begin() alone looks
-    std::uint64_t time_ms = 0;           // never less than before, else taken as that
+    std::uint64_t time_ms = 0;  // never less than before, else taken as that
     std::uint32_t input_tokens = 0;
     std::uint32_t output_tokens = 0;
     bool tail_is_partial = false;
@@ -133,12 +132,13 @@ class BlockCache {
     std::size_t restored = 0;     // out: how many had to be read
 
     bool is_done() const { return is_done_; }
+    bool is_ended() const { return is_ended_; }
 
    private:
     friend class BlockCache;
     std::vector<Block*> blocks;
     std::size_t waits = 0;
-    bool is_ended = false;
+    bool is_ended_ = false;
     bool is_done_ = false;
   };
 
@@ -170,8 +170,8 @@ class BlockCache {
 
   // How many blocks at the path's start can be had. Changes nothing.
   std::size_t contains(const Identity& identity, std::span<const wire::BlockName> names);
-  // `done` may run before it returns.
-  void begin(Lease* lease);
+  // `names`: the path, from the start of the prompt. `done` may run before it returns.
+  void begin(Lease* lease, std::span<const wire::BlockName> names);
   // Before `done` has run, it still runs, with nothing leased.
   void end(Lease* lease);
   void put(Put* put);

@@ -639,11 +639,7 @@ std::string render_explain(const json& explain, const Style& style) {
 }
 
 std::string render_explain_cache(const json& status, const Style& style) {
-  const auto ms = [](const json& of, const char* key) {
-    char out[32];
-    std::snprintf(out, sizeof out, "%.3g ms", real(of, key));
-    return std::string(out);
-  };
+  const auto ms = [](const json& of, const char* key) { return format("%.3g ms", real(of, key)); };
   std::string out;
   for (const json& c : array(status, "caches")) {
     out += bold("block cache of uid " + text(c, "uid") + ", blocks of " +

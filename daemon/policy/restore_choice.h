@@ -3,8 +3,7 @@
 //
 //   reading    first + (pages under way, queued and wanted - 1) * next
 //   computing  a + c * position for each block: what its own tokens cost, and their attention to
-//   all
-//              before them
+//              all before them
 //
 // Both are learned from what reading and computing took lately. Blocks late in a prompt cost most
 // to compute and the same to read, so a prompt's stored blocks are computed up to one of them and

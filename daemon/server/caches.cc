@@ -43,31 +43,35 @@ void ended(const CacheConnection& c) {
   if (!c.is_dropping) c.owner->cache_ended(*c.session);
 }
 
-// What a lease has, for its engine.
-Reply lent(const CacheConnection::Lease& lease) {
+// What a lease has so far, for its engine.
+Reply lent(const CacheConnection& c, const CacheConnection::Lease& lease) {
   Reply reply;
   reply.page_count = lease.slots.size();
   reply.region_id = lease.slots.empty() ? 0 : lease.number;  // 0: nothing to end
-  std::ranges::copy(
-      lease.slots, reinterpret_cast<std::uint32_t*>(lease.connection->at(wire::kCacheSlotsOffset)));
+  std::ranges::copy(lease.slots, reinterpret_cast<std::uint32_t*>(c.at(wire::kCacheSlotsOffset)));
+  return reply;
+}
+
+// Of a lease that is done. It goes if it has nothing.
+Reply lent_for_good(CacheConnection& c, const CacheConnection::Lease& lease) {
+  Reply reply = lent(c, lease);
+  reply.first_page = lease.restored;
+  if (lease.slots.empty()) c.leases.erase(lease.number);
   return reply;
 }
 
 // The lease is there, or as much of it as can be.
 void begun(BlockCache::Lease* done) {
   auto* lease = static_cast<CacheConnection::Lease*>(done);
-  CacheConnection* c = lease->connection;
+  auto* c = static_cast<CacheConnection*>(lease->context);
   --c->pending;
-  const bool is_awaited = c->awaited == lease->number;
-  if (is_awaited) c->awaited = 0;
-  Reply reply;
-  if (is_awaited && !lease->is_ended) {
-    reply = lent(*lease);
-    reply.first_page = lease->restored;
+  if (lease->is_ended()) {
+    c->leases.erase(lease->number);
+    if (c->session->ending) ended(*c);
+  } else if (c->awaited == lease->number) {
+    c->awaited = 0;
+    c->owner->answer(*c->session, lent_for_good(*c, *lease));
   }
-  if (lease->is_ended || (is_awaited && lease->slots.empty())) c->leases.erase(lease->number);
-  if (c->session->ending) return ended(*c);
-  if (is_awaited) c->owner->answer(*c->session, reply);
 }
 
 void was_put(BlockCache::Put* put, Status status) {
@@ -232,52 +236,45 @@ bool Caches::begin(Session& session, const Request& request, Reply* reply) {
   }
   const std::uint64_t number = c.next_lease++;
   CacheConnection::Lease& lease = c.leases[number];
-  lease.connection = &c;
   lease.number = number;
   lease.done = begun;
+  lease.context = &c;
   lease.identity = c.identity;
-  lease.names = names_from(c, request.page_count);
   lease.time_ms = request.time_us != 0 ? request.time_us / 1000 : wall_ms();
   lease.input_tokens = request.input_tokens;
   lease.output_tokens = request.output_tokens;
   lease.tail_is_partial = (request.flags & Request::kPartial) != 0;
-  lease.may_compute = (request.flags & Request::kMayCompute) != 0;
   lease.overlaps = (request.flags & Request::kOverlaps) != 0;
+  const bool is_plan = (request.flags & Request::kMayCompute) != 0;
+  lease.may_compute = is_plan;
   ++c.pending;
-  const bool is_answered_now = lease.may_compute;
-  if (!is_answered_now) c.awaited = number;
-  c.cache().begin(&lease);
-  // (One that is answered when it is done may be answered already, and gone.)
-  if (const auto begun_one = c.leases.find(number); begun_one != c.leases.end()) {
-    begun_one->second.names = {};
-  }
-  if (!is_answered_now) return false;
-  *reply = lent(lease);
+  if (!is_plan) c.awaited = number;
+  c.cache().begin(&lease, names_from(c, request.page_count));
+  if (!is_plan) return false;  // it may be answered already, and gone
+  *reply = lent(c, lease);
   reply->first_page = lease.compute_end;
-  if (lease.is_done() && lease.slots.empty()) c.leases.erase(number);
+  if (lease.slots.empty()) c.leases.erase(number);
   return true;
 }
 
 bool Caches::wait(CacheConnection& c, std::uint64_t number, Reply* reply) {
   const auto found = c.leases.find(number);
-  if (found == c.leases.end() || found->second.is_ended) {
+  if (found == c.leases.end() || found->second.is_ended()) {
     *reply = refuse(EINVAL, "no such request has begun");
     return true;
   }
-  c.awaited = number;
-  if (!found->second.is_done()) return false;
-  c.awaited = 0;
-  *reply = lent(found->second);
-  reply->first_page = found->second.restored;
-  if (found->second.slots.empty()) c.leases.erase(found);
+  if (!found->second.is_done()) {
+    c.awaited = number;
+    return false;
+  }
+  *reply = lent_for_good(c, found->second);
   return true;
 }
 
 // Of what has not begun there is nothing to end: a library of ours does not ask for it.
 void Caches::end(CacheConnection& c, std::uint64_t number) {
   const auto found = c.leases.find(number);
-  if (found == c.leases.end() || number == c.awaited || found->second.is_ended) return;
-  found->second.is_ended = true;
+  if (found == c.leases.end() || number == c.awaited || found->second.is_ended()) return;
   const bool is_done = found->second.is_done();
   c.cache().end(&found->second);
   if (is_done) c.leases.erase(found);

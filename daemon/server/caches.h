@@ -92,10 +92,10 @@ class Caches {
 
 // One engine's connection to a cache.
 struct CacheConnection {
+  // Its context is the connection. One that is ended, by the engine or with it, goes once it is
+  // done.
   struct Lease : cache::BlockCache::Lease {
-    CacheConnection* connection = nullptr;
     std::uint64_t number = 0;
-    bool is_ended = false;  // by the engine, or with it: goes once it is done
   };
 
   Session* session = nullptr;

@@ -149,16 +149,15 @@ class Request {
   enum class Asks { kBegin, kPlan, kPlanAndOverlap };
   Request(Machine& machine, std::vector<wire::BlockName> path, Identity model = kModel,
           Asks asks = Asks::kBegin)
-      : machine_(machine), cache_(machine.cache()) {
+      : machine_(machine), cache_(machine.cache()), names_(std::move(path)) {
     lease_.identity = model;
     lease_.may_compute = asks != Asks::kBegin;
     lease_.overlaps = asks == Asks::kPlanAndOverlap;
-    lease_.names = std::move(path);
     lease_.context = this;
     lease_.done = [](BlockCache::Lease* lease) {
       static_cast<Request*>(lease->context)->is_done = true;
     };
-    cache_.begin(&lease_);
+    cache_.begin(&lease_, names_);
   }
   // Leases are owned by what may outlive the cache here: end() is said, or the cache is gone.
   void end() { cache_.end(&lease_); }
@@ -176,7 +175,7 @@ class Request {
   const BlockCache::Lease& lease() const { return lease_; }
   bool is_right(std::size_t i) const {
     if (lease_.slots[i] == BlockCache::kNoSlot) return lease_.may_compute;
-    const auto want = bytes_of(cache_.options().uid, lease_.identity, lease_.names[i]);
+    const auto want = bytes_of(cache_.options().uid, lease_.identity, names_[i]);
     const std::byte* have = cache_.memory().data() + lease_.slots[i] * cache_.slot_bytes();
     return std::memcmp(have, want.data(), want.size()) == 0;
   }
@@ -191,16 +190,16 @@ class Request {
     for (std::size_t i = 0; i < lease_.slots.size(); ++i) {
       if (lease_.slots[i] == BlockCache::kNoSlot) put(i);
     }
-    for (std::size_t i = from; i < lease_.names.size(); ++i) put(i);
+    for (std::size_t i = from; i < names_.size(); ++i) put(i);
   }
   Code put(std::size_t i) {
-    const auto bytes = bytes_of(cache_.options().uid, lease_.identity, lease_.names[i]);
+    const auto bytes = bytes_of(cache_.options().uid, lease_.identity, names_[i]);
     struct Op : BlockCache::Put {
       bool is_done = false;
       Status status;
     } op;
     op.identity = lease_.identity;
-    op.name = lease_.names[i];
+    op.name = names_[i];
     op.bytes = bytes.data();
     op.done = [](BlockCache::Put* self, Status status) {
       static_cast<Op*>(self)->status = status;
@@ -218,6 +217,7 @@ class Request {
  private:
   Machine& machine_;
   BlockCache& cache_;
+  const std::vector<wire::BlockName> names_;
   BlockCache::Lease lease_;
 };
 
@@ -458,6 +458,14 @@ TEST(BlockCache, TakesAnotherCapacity) {
   EXPECT_EQ(stats.stored, 46U);
 }
 
+// Less DRAM than there is to serve, so that most of it is stored alone.
+void serve_many(Machine& machine, std::uint64_t slots, std::uint64_t conversations,
+                std::size_t length) {
+  machine.shut_down();
+  machine.options().slots = slots;
+  machine.boot();
+  for (std::uint64_t c = 0; c < conversations; ++c) serve(machine, path_of(c, length));
+}
 // What is stored alone, and nowhere in DRAM.
 void store_alone(Machine& machine, std::size_t length) {
   serve(machine, path_of(0, length));
@@ -487,10 +495,7 @@ TEST(BlockCache, ReadsAllUntilItKnowsWhatComputingTakes) {
 
 TEST(BlockCache, LeavesToTheEngineWhatItComputesSooner) {
   Machine machine;
-  machine.shut_down();
-  machine.options().slots = 4;
-  machine.boot();
-  for (std::uint64_t c = 0; c < 8; ++c) serve(machine, path_of(c, 3));
+  serve_many(machine, 4, 8, 3);
   serve(machine, path_of(0, 3));  // reads: they are known to take milliseconds now
   serve(machine, path_of(5, 3));
   machine.cache().computed(kModel, 0, 3, 3'000);
@@ -540,19 +545,36 @@ TEST(BlockCache, LeavesToTheEngineWhatItComputesSooner) {
   request.end();
 }
 
+TEST(BlockCache, ForgetsWhatComputingTookBeyondSomeModels) {
+  Machine machine;
+  serve_many(machine, 4, 8, 3);
+  serve(machine, path_of(0, 3));
+  const auto is_known = [&] {
+    Request request(machine, path_of(1, 3), kModel, Request::Asks::kPlan);
+    const std::size_t end = request.lease().compute_end;
+    EXPECT_EQ(request.run(), end == 0 ? 3U : 0U);
+    request.end();
+    return end == 3;
+  };
+  machine.cache().computed(kModel, 0, 3, 3'000);
+  EXPECT_TRUE(is_known());
+  for (std::uint64_t n = 0; n < 1000; ++n) machine.cache().computed({100 + n, 0}, 0, 3, 3'000);
+  EXPECT_FALSE(is_known()) << "and all is read";
+  serve(machine, path_of(7, 3));
+  serve(machine, path_of(6, 3));
+  machine.cache().computed(kModel, 0, 3, 3'000);
+  EXPECT_TRUE(is_known());
+}
+
 TEST(BlockCache, ComputesTheFirstAndReadsTheRest) {
   Machine machine;
-  machine.shut_down();
-  machine.options().slots = 12;
-  machine.boot();
-  for (std::uint64_t c = 0; c < 6; ++c) serve(machine, path_of(c, 10));
+  serve_many(machine, 12, 6, 10);
   serve(machine, path_of(0, 10));
   Request learns(machine, path_of(1, 10), kModel, Request::Asks::kPlan);
   EXPECT_EQ(learns.run(), 10U);
   learns.end();
   machine.settle();
-  const double page_ns = machine.cache().last_choice().choice.read_ns;
-  EXPECT_EQ(page_ns, 0) << "not known yet";
+  EXPECT_EQ(machine.cache().last_choice().choice.read_ns, 0) << "not known yet";
   // A block takes as long to compute as to read: half of each, at once.
   machine.cache().computed(kModel, 0, 10, 10 * 3 * 2'000'000);
   Request request(machine, path_of(2, 10), kModel, Request::Asks::kPlanAndOverlap);
@@ -598,14 +620,16 @@ TEST(BlockCache, NeverAWrongByte) {
         default: {
           g_look_ns = random.one_in(8) ? 500'000'000 : 1'000'000;
           const Identity& model = models[random.below(2)];
+          const std::uint64_t left = machine.cache().stats().left_to_compute;
           auto request =
               std::make_unique<Request>(machine, path_of(random.below(9), 1 + random.below(8)),
                                         model, static_cast<Request::Asks>(random.below(3)));
           if (random.one_in(3)) {
-            machine.cache().computed(model, random.below(4), random.below(4),
-                                     1'000'000 * random.below(200));
+            machine.cache().computed(
+                model, random.below(4), random.below(4),
+                (random.one_in(8) ? 1'000'000'000 : 1'000'000) * random.below(20));
           }
-          computed += machine.cache().stats().left_to_compute;
+          computed += machine.cache().stats().left_to_compute - left;
           const std::size_t run = request->run();
           hits += run;
           if (!random.one_in(4)) request->put_rest(run);
@@ -648,7 +672,7 @@ TEST(BlockCache, NeverAWrongByte) {
     machine.cache().forget();
   }
   EXPECT_GT(hits, 4'000U) << "or it showed nothing";
-  EXPECT_GT(computed, 4'000U) << "likewise";
+  EXPECT_GT(computed, 500U) << "likewise";
 }
 
 }  // namespace
