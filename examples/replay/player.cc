@@ -204,7 +204,7 @@ class Player {
       (void)kvmem_cache_computed(cache, 0, left, compute_us(left));
       (void)kvmem_cache_computed(cache, here, count - here, compute_us(count - here));
       computed += left;
-      error = lease == 0 ? 0 : kvmem_cache_wait(cache, lease, blocks.data(), &here);
+      error = kvmem_cache_wait(cache, lease, blocks.data(), &here);
     }
     const std::chrono::duration<double, std::milli> waited = Clock::now() - asked_at;
     if (error != 0 && error != -ENOTCONN) {

@@ -36,20 +36,19 @@ struct Attachment {
   Array<std::uint32_t> leases;  // that have not been ended
   Attachment* older = nullptr;  // of an earlier daemon, while something in it is leased
 
-  bool has(std::uint32_t lease) const {
-    for (std::size_t i = 0; i < leases.size(); ++i) {
-      if (leases[i] == lease) return true;
+  // Null: ended, or never lent.
+  std::uint32_t* find(std::uint32_t lease) {
+    for (std::uint32_t& known : leases) {
+      if (known == lease) return &known;
     }
-    return false;
+    return nullptr;
   }
   bool end(std::uint32_t lease) {
-    for (std::uint32_t& known : leases) {
-      if (known != lease) continue;
-      known = leases[leases.size() - 1];
-      leases.shrink(leases.size() - 1);
-      return true;
-    }
-    return false;
+    std::uint32_t* const known = find(lease);
+    if (known == nullptr) return false;
+    *known = leases[leases.size() - 1];
+    leases.shrink(leases.size() - 1);
+    return true;
   }
   unsigned char* at(std::size_t offset) const {
     return static_cast<unsigned char*>(exchange.get().address) + offset;
@@ -128,6 +127,16 @@ int attach(kvmem_cache& c) {
   return 0;
 }
 
+// Asks this daemon. 0 or what it answered; where it is gone, -ENOTCONN, and detached.
+int ask_this(kvmem_cache& c, const Request& request, Reply* reply) {
+  if (converse(c.now->socket.get(), request, nullptr, 0, reply, nullptr, kReplyTimeoutNs) != 0) {
+    detach(c);
+    return -ENOTCONN;
+  }
+  if (reply->error != 0) detail(reply->message);
+  return reply->error;
+}
+
 // Runs `fill` on the exchange memory, then asks. A daemon that was restarted meanwhile is asked
 // anew, once: every request may be repeated.
 template <class Fill>
@@ -138,15 +147,8 @@ int ask(kvmem_cache& c, const Request& request, Reply* reply, Fill fill) {
       if (const int error = attach(c); error != 0) return error;
     }
     fill(*c.now);
-    Request sent = request;
-    const int error =
-        converse(c.now->socket.get(), sent, nullptr, 0, reply, nullptr, kReplyTimeoutNs);
-    if (error == 0) {
-      if (reply->error != 0) detail(reply->message);
-      return reply->error;
-    }
-    detach(c);
-    if (is_fresh || attempt > 0) return -ENOTCONN;
+    const int error = ask_this(c, request, reply);
+    if (c.now != nullptr || is_fresh || attempt > 0) return error;
   }
 }
 
@@ -257,19 +259,12 @@ int wait_for(kvmem_cache& c, std::uint64_t number, const void** blocks, std::siz
   const auto epoch = static_cast<std::uint32_t>(number >> 32);
   const auto lease = static_cast<std::uint32_t>(number);
   if (c.now == nullptr || c.now->epoch != epoch) return -ENOTCONN;
-  if (!c.now->has(lease)) return -EINVAL;
+  if (c.now->find(lease) == nullptr) return -EINVAL;
   Request request;
   request.op = Op::kCacheWait;
   request.region_id = lease;
   Reply reply;
-  if (converse(c.now->socket.get(), request, nullptr, 0, &reply, nullptr, kReplyTimeoutNs) != 0) {
-    detach(c);
-    return -ENOTCONN;
-  }
-  if (reply.error != 0) {
-    detail(reply.message);
-    return reply.error;
-  }
+  if (const int error = ask_this(c, request, &reply); error != 0) return error;
   if (reply.page_count > wire::kCacheNamesMax) return -EPROTO;
   if (reply.page_count == 0) c.now->end(lease);
   find_blocks(c, reply, blocks);
@@ -379,7 +374,12 @@ KVMEM_EXPORTED int kvmem_cache_plan(kvmem_cache* cache, const kvmem_cache_reques
 
 KVMEM_EXPORTED int kvmem_cache_wait(kvmem_cache* cache, uint64_t request, const void** blocks,
                                     size_t* found) noexcept {
-  if (!kvmem::is_usable(cache) || blocks == nullptr || found == nullptr) return -EINVAL;
+  if (!kvmem::is_usable(cache) || found == nullptr) return -EINVAL;
+  if (request == 0) {
+    *found = 0;
+    return 0;
+  }
+  if (blocks == nullptr) return -EINVAL;
   const int saved = errno;
   const kvmem::LockGuard guard(cache->lock);
   const int error = kvmem::wait_for(*cache, request, blocks, found);

@@ -120,7 +120,7 @@ long receive_message(int socket, void* buffer, std::size_t size_bytes, Descripto
   }
 }
 
-int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
+int converse(int socket, const wire::Request& request, const int* fds, unsigned fd_count,
              wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns) {
   const std::uint64_t deadline_ns = sys::now_ns() + timeout_ns;
   const int error = send_message(socket, &request, sizeof request, fds, fd_count, deadline_ns);

@@ -30,7 +30,7 @@ long receive_message(int socket, void* buffer, std::size_t size_bytes, Descripto
 
 // Sends one request and receives its reply. 0: `reply` is the daemon's answer, an error or not;
 // -EPIPE, -EPROTO: no answer came, or none that can be understood. `received` may be null.
-int converse(int socket, wire::Request& request, const int* fds, unsigned fd_count,
+int converse(int socket, const wire::Request& request, const int* fds, unsigned fd_count,
              wire::Reply* reply, Descriptors* received, std::uint64_t timeout_ns);
 
 }  // namespace kvmem

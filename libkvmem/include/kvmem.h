@@ -186,9 +186,9 @@ int kvmem_cache_plan(struct kvmem_cache* cache, const struct kvmem_cache_request
                      uint64_t* request) KVMEM_NOEXCEPT;
 
 /* Waits until the rest of a plan has been read, other calls of the handle meanwhile. `*found` and
- * blocks[] as the plan had room for; NULL, or no longer found: the engine computes it. 0 blocks:
- * nothing has to be ended any more. -ENOTCONN: the daemon is gone, and what the plan had no address
- * for has to be computed. */
+ * blocks[] as the plan had room for; NULL, or no longer found: the engine computes it. 0 blocks, as
+ * for a `request` of 0: nothing has to be ended any more. -ENOTCONN: the daemon is gone, and what
+ * the plan had no address for has to be computed. */
 int kvmem_cache_wait(struct kvmem_cache* cache, uint64_t request, const void** blocks,
                      size_t* found) KVMEM_NOEXCEPT;
 
