@@ -6,7 +6,7 @@
 #   asan     library, daemon, CLI and unit tests built by clang with ASan, UBSan and -Wthread-safety; the
 #            unit tests run (not the long simulations)
 #   tsan     the same of what has threads with TSan
-#   fuzz     each of tests/fuzz from its corpus, for KVMEM_FUZZ_SECONDS (default 45)
+#   fuzz     each of tests/fuzz from its seeds, for KVMEM_FUZZ_SECONDS (default 60)
 #   tidy     clang-tidy over the sources, for at most KVMEM_TIDY_SECONDS (default 360)
 #
 # usage: tests/run.sh [quick | STEP...]     quick: format and release
@@ -122,15 +122,16 @@ step_fuzz() {
   say "fuzz"
   local names=() dir
   for dir in tests/fuzz/*/; do names+=("$(basename "$dir")"); done
+  rm -f build/fuzz/*.rc
   printf '%s\n' "${names[@]}" | xargs -P "$jobs" -I{} sh -c '
     found=build/fuzz/found/$1
     mkdir -p "$found"
     timeout $(($2 + 120)) "build/fuzz/bin/fuzz_$1" -max_total_time="$2" -timeout=30 -rss_limit_mb=4096 \
       -print_final_stats=1 -artifact_prefix="build/fuzz/$1-" "$found" "tests/fuzz/$1" >"build/fuzz/$1.log" 2>&1
-    echo $? >"build/fuzz/$1.rc"' _ {} "${KVMEM_FUZZ_SECONDS:-45}"
+    echo $? >"build/fuzz/$1.rc"' _ {} "${KVMEM_FUZZ_SECONDS:-60}"
   local name
   for name in "${names[@]}"; do
-    if [ "$(cat "build/fuzz/$name.rc")" = 0 ]; then
+    if [ "$(cat "build/fuzz/$name.rc" 2>/dev/null)" = 0 ]; then
       echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' "build/fuzz/$name.log") inputs"
       pass
     else

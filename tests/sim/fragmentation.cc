@@ -34,15 +34,14 @@ struct Scheme {
 };
 
 Geometry geometry_of(const Model& model, Layout layout, std::uint64_t page_bytes) {
-  Geometry g;
-  g.layers = model.layers;
-  g.kv_heads = model.kv_heads;
-  g.head_dim = model.head_dim;
-  g.element_bytes = 2;
-  g.tokens_max = 1 << 17;
-  g.sequences_max = 256;
-  g.page_bytes = page_bytes;
-  g.layout = layout;
+  const Geometry g{.layers = model.layers,
+                   .kv_heads = model.kv_heads,
+                   .head_dim = model.head_dim,
+                   .element_bytes = 2,
+                   .tokens_max = 1 << 17,
+                   .sequences_max = 256,
+                   .page_bytes = page_bytes,
+                   .layout = layout};
   if (const char* fault = g.fault(); fault != nullptr) {
     std::fprintf(stderr, "fragmentation: %s: %s\n", model.name, fault);
     std::exit(1);

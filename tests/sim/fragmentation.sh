@@ -10,12 +10,4 @@
 # shares them between sequences (here at best: only the last page is not full), PagedAttention has blocks
 # of 16 tokens of all layers.
 # Builds what it needs (release). With --json, one object a line.
-set -euo pipefail
-
-root=$(cd "$(dirname "$0")/../.." && pwd)
-mkdir -p "$root/build"
-log=$root/build/sim.log
-(cd "$root" && { [ -e build/release/build.ninja ] || cmake --preset release; } &&
-  cmake --build --preset release --target sim_fragmentation) >"$log" 2>&1 ||
-  { cat "$log" >&2; echo "fragmentation.sh: the build failed; tests/run.sh installs what it needs" >&2; exit 1; }
-exec "$root/build/release/bin/sim_fragmentation" "$@"
+exec "$(dirname "$0")/run_built.sh" sim_fragmentation "$@"

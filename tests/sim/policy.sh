@@ -9,12 +9,4 @@
 # touched, the last one first. `min` knows the future. --half and --share leave out part of the trace.
 # Builds what it needs (release). With --json, one object a line:
 #   {"policy":…,"capacity":…,"prefix_hit_pct":…,"references":…,"references_per_s":…}
-set -euo pipefail
-
-root=$(cd "$(dirname "$0")/../.." && pwd)
-mkdir -p "$root/build"
-log=$root/build/sim.log
-(cd "$root" && { [ -e build/release/build.ninja ] || cmake --preset release; } &&
-  cmake --build --preset release --target sim_policy) >"$log" 2>&1 ||
-  { cat "$log" >&2; echo "policy.sh: the build failed; tests/run.sh installs what it needs" >&2; exit 1; }
-exec "$root/build/release/bin/sim_policy" "$@"
+exec "$(dirname "$0")/run_built.sh" sim_policy "$@"

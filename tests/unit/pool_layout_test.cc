@@ -10,16 +10,14 @@ namespace kvmem::pool {
 namespace {
 
 Geometry small(Layout layout) {
-  Geometry g;
-  g.layers = 3;
-  g.kv_heads = 5;
-  g.head_dim = 7;
-  g.element_bytes = 2;
-  g.tokens_max = 300;
-  g.sequences_max = 2;
-  g.page_bytes = 4096;
-  g.layout = layout;
-  return g;
+  return {.layers = 3,
+          .kv_heads = 5,
+          .head_dim = 7,
+          .element_bytes = 2,
+          .tokens_max = 300,
+          .sequences_max = 2,
+          .page_bytes = 4096,
+          .layout = layout};
 }
 
 TEST(PoolLayout, EveryElementHasAPlaceOfItsOwn) {
@@ -78,13 +76,12 @@ TEST(PoolLayout, ARowsPagesAreThoseItsTokensReach) {
 }
 
 TEST(PoolLayout, APackedSequenceGrowsByAPage) {
-  Geometry g;
-  g.layers = 32;
-  g.kv_heads = 8;
-  g.head_dim = 128;
-  g.element_bytes = 2;
-  g.tokens_max = 131072;
-  g.sequences_max = 256;
+  Geometry g{.layers = 32,
+             .kv_heads = 8,
+             .head_dim = 128,
+             .element_bytes = 2,
+             .tokens_max = 131072,
+             .sequences_max = 256};
   EXPECT_EQ(g.token_bytes(), 131072U);
   EXPECT_EQ(g.growth_bytes(), kPageBytes);
   EXPECT_EQ(g.allocated_bytes(16), kPageBytes);
