@@ -51,6 +51,8 @@ class Array {
   const T& operator[](std::size_t i) const { return data_[i]; }
   T* begin() { return data_; }
   T* end() { return data_ + size_; }
+  const T* begin() const { return data_; }
+  const T* end() const { return data_ + size_; }
 
   // False, and nothing changed, where there is no memory. New elements are all zero bytes.
   [[nodiscard]] bool resize(std::size_t size) {

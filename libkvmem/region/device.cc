@@ -298,14 +298,11 @@ Status DeviceRegion::store(std::uint32_t first, std::uint32_t count, const Bank&
 
 Status DeviceRegion::store_batch(Chosen& chosen, const Bank& bank) {
   const kvmem_batch& batch = chosen.batch;
-  std::uint64_t hashes[KVMEM_BATCH_PAGES];
-  if (bank.kernels != nullptr) KV_TRY(bank.kernels->hash(batch, hashes));
-  KV_TRY(bank.staging->copy_out(batch, [&](std::size_t k, const std::byte* bytes) -> Status {
-    const std::uint32_t page = chosen.pages[k];
-    sums_[page] = kvmem_twin_copy_page(bank.bytes + page * page_bytes(), bytes, page_bytes());
-    if (bank.kernels == nullptr || sums_[page] == hashes[k]) return {};
-    return {Code::kCorrupt, "a device page was not copied as it is"};
-  }));
+  unsigned char* to[KVMEM_BATCH_PAGES];
+  std::uint64_t sums[KVMEM_BATCH_PAGES];
+  for (std::size_t k = 0; k < batch.count; ++k) to[k] = bank.bytes + chosen.pages[k] * page_bytes();
+  KV_TRY(cuda::carry_out(bank.carriage, batch, to, sums));
+  for (std::size_t k = 0; k < batch.count; ++k) sums_[chosen.pages[k]] = sums[k];
   for (std::size_t k = 0; k < batch.count;) {
     std::size_t run = k + 1;
     while (run < batch.count && chosen.pages[run] == chosen.pages[run - 1] + 1) ++run;
@@ -341,28 +338,6 @@ void DeviceRegion::drop_stored() {
   stored_ = 0;
 }
 
-// From the bank to the pages' own homes; a bit of `*wrong` for each that is not what was stored.
-Status DeviceRegion::bring(const kvmem_batch& batch, const std::uint32_t* pages, const Bank& bank,
-                           std::uint64_t* wrong) {
-  *wrong = 0;
-  KV_TRY(bank.staging->copy_in(batch, [&](std::size_t k, std::byte* bytes) -> Status {
-    const unsigned char* from = bank.bytes + pages[k] * page_bytes();
-    if (kvmem_twin_copy_page(bytes, from, page_bytes()) != sums_[pages[k]]) {
-      *wrong |= std::uint64_t{1} << k;
-    }
-    return {};
-  }));
-  if (bank.kernels == nullptr) return {};
-  kvmem_batch arrived = batch;
-  std::copy(batch.to, batch.to + batch.count, arrived.from);
-  std::uint64_t hashes[KVMEM_BATCH_PAGES];
-  KV_TRY(bank.kernels->hash(arrived, hashes));
-  for (std::size_t k = 0; k < batch.count; ++k) {
-    if (hashes[k] != sums_[pages[k]]) *wrong |= std::uint64_t{1} << k;
-  }
-  return {};
-}
-
 Status DeviceRegion::restore_batch(Chosen& chosen, const Bank& bank) {
   kvmem_batch& batch = chosen.batch;
   DevicePool::Page fresh[KVMEM_BATCH_PAGES];
@@ -381,11 +356,16 @@ Status DeviceRegion::restore_batch(Chosen& chosen, const Bank& bank) {
   const auto place_of = [&](std::size_t k) {
     return k < on_device ? DevicePlace::kDevice : DevicePlace::kHost;
   };
-  for (std::size_t k = 0; k < batch.count; ++k) batch.to[k] = fresh[k].home;
+  const unsigned char* from[KVMEM_BATCH_PAGES];
+  std::uint64_t sums[KVMEM_BATCH_PAGES];
+  for (std::size_t k = 0; k < batch.count; ++k) {
+    batch.to[k] = fresh[k].home;
+    from[k] = bank.bytes + chosen.pages[k] * page_bytes();
+    sums[k] = sums_[chosen.pages[k]];
+  }
   std::uint64_t wrong = 0;
-  Status status = bring(batch, chosen.pages, bank, &wrong);
-  if (status.ok() && wrong != 0) status = bring(batch, chosen.pages, bank, &wrong);  // the link?
-  if (!status.ok()) wrong = 0;                                                       // not known
+  Status status = cuda::carry_in(bank.carriage, batch, from, sums, &wrong);
+  if (!status.ok()) wrong = 0;  // not known
   for (std::size_t k = 0; k < batch.count;) {
     const bool right = status.ok() && (wrong >> k & 1) == 0;
     std::size_t run = k + 1;

@@ -28,9 +28,9 @@
 
 #include "base/heap.h"
 #include "base/status.h"
+#include "cuda/carry.h"
 #include "cuda/handles.h"
 #include "cuda/kernels.h"
-#include "cuda/staging.h"
 #include "region/device_pool.h"
 
 namespace kvmem {
@@ -92,8 +92,7 @@ class DeviceRegion {
   // own, page by page as here, which the caller keeps until nothing is stored.
   struct Bank {
     unsigned char* bytes = nullptr;
-    cuda::Staging* staging = nullptr;
-    cuda::Kernels* kernels = nullptr;  // null: the processor alone checks
+    cuda::Carriage carriage;
   };
   // The mapped pages of the range into the bank. What could not be stored is mapped as it was.
   Status store(std::uint32_t first, std::uint32_t count, const Bank& bank);
@@ -143,8 +142,6 @@ class DeviceRegion {
   void choose(DevicePage state, std::uint32_t* next, std::uint32_t end, Chosen* out) const;
   Status store_batch(Chosen& chosen, const Bank& bank);
   Status restore_batch(Chosen& chosen, const Bank& bank);
-  Status bring(const kvmem_batch& batch, const std::uint32_t* pages, const Bank& bank,
-               std::uint64_t* wrong);
   Status copy_changed(Transfer& transfer, cuda::Kernels& kernels) const;
   Status copy_all(const Transfer& transfer) const;
   Status exchange_run(std::uint32_t first, std::uint32_t end, DevicePlace place,

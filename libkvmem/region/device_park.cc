@@ -76,7 +76,7 @@ DeviceRegion::Bank bank_of(const Load& load) REQUIRES(g_carrying) {
     auto made = cuda::Staging::create(load.region->page_bytes());
     if (made.ok()) carrier.staging = (*std::move(made)).release();
   }
-  return {load.bank, carrier.staging, carrier.kernels};
+  return {load.bank, {carrier.staging, carrier.kernels}};
 }
 
 // Page by batch, so that a call that comes meanwhile waits for no more than one.
@@ -84,7 +84,7 @@ Status store(Load& load) REQUIRES(g_carrying) {
   if (load.bank == nullptr) load.bank = make_bank(load.region->size_bytes(), load.tag);
   if (load.bank == nullptr) return {Code::kNoMemory, "no memory to keep what is parked"};
   const DeviceRegion::Bank bank = bank_of(load);
-  if (bank.staging == nullptr) return {Code::kNoMemory, "staging memory"};
+  if (bank.carriage.staging == nullptr) return {Code::kNoMemory, "staging memory"};
   for (std::uint32_t page = 0; page < load.region->page_count(); page += KVMEM_BATCH_PAGES) {
     if (g_gate.is_wanted()) return {Code::kBusy, "the engine goes on"};
     KV_TRY(load.region->store(page, KVMEM_BATCH_PAGES, bank));

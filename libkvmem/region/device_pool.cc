@@ -134,8 +134,8 @@ void DevicePool::wake() {
 }
 
 bool DevicePool::wants_more() const {
-  return !rests_ && stats_.in_existence < pages_max_ &&
-         idle_.size() < (busy_ ? options_.idle_high : options_.idle_low);
+  const std::uint64_t wanted = busy_ ? options_.idle_high : options_.idle_low;
+  return !rests_ && stats_.in_existence < pages_max_ && idle_.size() < std::max(wanted, expected_);
 }
 
 Status DevicePool::take(std::size_t count, Page* out) {
@@ -171,6 +171,7 @@ Status DevicePool::take(std::size_t count, Page* out) {
   {
     const LockGuard guard(lock_);
     stats_.taken += count;
+    expected_ -= std::min<std::uint64_t>(expected_, count);
     stats_.created_late += missing;
     more = wants_more();
   }
@@ -211,6 +212,15 @@ void DevicePool::release(const Page* pages, std::size_t count) const {
   }
 }
 
+void DevicePool::expect(std::uint64_t count) {
+  {
+    const LockGuard guard(lock_);
+    expected_ = count;
+    rests_ = false;
+  }
+  wake();
+}
+
 std::size_t DevicePool::trim(std::size_t count) {
   std::size_t gone = 0;
   for (; gone < count; ++gone) {
@@ -218,6 +228,7 @@ std::size_t DevicePool::trim(std::size_t count) {
     {
       const LockGuard guard(lock_);
       rests_ = true;
+      expected_ = 0;
       if (idle_.empty()) break;
       last = idle_[idle_.size() - 1];
       idle_.shrink(idle_.size() - 1);
@@ -243,6 +254,11 @@ std::uint64_t DevicePool::stop_growing() {
   const LockGuard guard(lock_);
   pages_max_ = std::min(pages_max_, stats_.in_existence);
   return stats_.in_existence * page_bytes_;
+}
+
+std::uint64_t DevicePool::pages_max() const {
+  const LockGuard guard(lock_);
+  return pages_max_;
 }
 
 std::uint64_t DevicePool::available() const {

@@ -70,6 +70,8 @@ class DevicePool {
   void give_back(const Page* pages, std::size_t count);
   // To the driver: others may still write to them. REQUIRES: as give_back().
   void discard(const Page* pages, std::size_t count);
+  // So many pages are going to be taken soon: the thread makes them.
+  void expect(std::uint64_t count);
   // Idle pages go back to the driver, at most `count`; how many went. The thread makes no new ones
   // until one is taken.
   std::size_t trim(std::size_t count);
@@ -78,7 +80,8 @@ class DevicePool {
   std::uint64_t stop_growing();
   // Read and write for the device on [at, at + size_bytes), where pages of this pool are mapped.
   Status give_access(CUdeviceptr at, std::size_t size_bytes) const;
-  // How many take() could have had just now.
+  // How many there may be, and how many take() could have had just now.
+  std::uint64_t pages_max() const;
   std::uint64_t available() const;
   Stats stats() const;
   // Returns when the thread has nothing to do: for tests.
@@ -102,6 +105,7 @@ class DevicePool {
   Array<Page> idle_ GUARDED_BY(lock_);
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t pages_max_ GUARDED_BY(lock_);
+  std::uint64_t expected_ GUARDED_BY(lock_) = 0;  // pages, that have not been taken yet
   bool rests_ GUARDED_BY(lock_) = false;     // trimmed, or the device is full: no page ahead
   bool busy_ GUARDED_BY(lock_) = false;      // the thread is filling up
   bool creating_ GUARDED_BY(lock_) = false;  // and is in the middle of a page

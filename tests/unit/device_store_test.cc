@@ -44,7 +44,7 @@ class Store : public test::DeviceTest, public testing::WithParamInterface<bool> 
   std::size_t page() const { return device_->page_bytes(); }
   CUdeviceptr at(std::uint32_t i) const { return region_->address() + i * page(); }
   static unsigned char value(std::uint32_t i) { return static_cast<unsigned char>(i + 1); }
-  DeviceRegion::Bank bank() { return {bytes_.data(), staging_.get(), kernels_.get()}; }
+  DeviceRegion::Bank bank() { return {bytes_.data(), {staging_.get(), kernels_.get()}}; }
   std::size_t all_wrong() const {
     std::size_t count = 0;
     for (std::uint32_t i = 0; i < kPages; ++i) {

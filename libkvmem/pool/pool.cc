@@ -1,0 +1,521 @@
+#include "pool/pool.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace kvmem::pool {
+namespace {
+
+constexpr Status kNoSequence(Code::kInvalid, "no such sequence is open");
+constexpr Status kNoLength(Code::kInvalid, "the length is none that the sequence can have");
+constexpr std::uint64_t kScanSteps = 64;    // between looks for sequences that have become cold
+constexpr std::uint64_t kColdSteps = 1024;  // that did not name it
+
+}  // namespace
+
+Result<Owned<KvPool>> KvPool::create(const Geometry& geometry, Owned<Backing> backing) {
+  void* room = heap_room<KvPool>();
+  if (room == nullptr) return Status(Code::kNoMemory, "a KV pool");
+  Owned<KvPool> pool(::new (room) KvPool(geometry, std::move(backing)));
+  const LockGuard guard(pool->lock_);
+  pool->table_bytes_ = align_up(
+      sizeof(std::uint32_t) * geometry.sequences_max * pool->row_pages_ * pool->planes_,
+      kOsPageBytes);
+  const long table = sys::mmap(0, pool->table_bytes_, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (sys::is_error(table)) return Status(Code::kNoMemory, "a KV pool's table");
+  pool->table_ = reinterpret_cast<std::uint32_t*>(table);
+  if (!pool->rows_.resize(geometry.sequences_max) ||
+      !pool->queue_.resize(geometry.sequences_max) || !pool->held_.resize(1)) {
+    return Status(Code::kNoMemory, "a KV pool");
+  }
+  if (::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) != 0) {
+    return Status(Code::kNoMemory, "no thread could be started");
+  }
+  pool->has_thread_ = true;
+  return pool;
+}
+
+KvPool::KvPool(const Geometry& geometry, Owned<Backing> backing)
+    : geometry_(geometry),
+      backing_(std::move(backing)),
+      row_pages_(static_cast<std::uint32_t>(geometry.row_bytes() / geometry.page_bytes)),
+      planes_(geometry.planes()),
+      page_shift_(static_cast<unsigned>(__builtin_ctzll(geometry.page_bytes))),
+      ahead_tokens_(std::max<std::uint64_t>(2, geometry.page_bytes / geometry.token_stride() / 4)) {
+}
+
+KvPool::~KvPool() {
+  {
+    const LockGuard guard(lock_);
+    stop_ = true;
+  }
+  wake();
+  if (has_thread_) ::pthread_join(thread_, nullptr);
+  const bool is_paused = backing_->pause().ok();
+  for (std::uint32_t row = 0; row < rows_.size(); ++row) {
+    drop_parcel(row);
+    (void)drop(row, 0);
+  }
+  if (is_paused) backing_->go_on();
+  if (table_ != nullptr) (void)sys::munmap(reinterpret_cast<std::uintptr_t>(table_), table_bytes_);
+}
+
+std::uint64_t KvPool::tokens_in(std::uint32_t pages) const {
+  if (pages >= row_pages_) return geometry_.tokens_max;
+  return std::min(geometry_.tokens_max,
+                  (std::uint64_t{pages} << page_shift_) / geometry_.token_stride());
+}
+
+KvPool::Row* KvPool::open_row(std::uint32_t row) {
+  if (row >= rows_.size() || rows_[row].state != State::kOpen) return nullptr;
+  return &rows_[row];
+}
+
+void KvPool::tell() {
+  changed_.fetch_add(1, std::memory_order_release);
+  sys::futex_wake(changed_, INT32_MAX);
+}
+
+void KvPool::wake() {
+  work_.fetch_add(1, std::memory_order_release);
+  sys::futex_wake(work_, 1);
+}
+
+Status KvPool::claim(std::uint32_t row) {
+  for (;;) {
+    const std::uint32_t seen = changed_.load(std::memory_order_acquire);
+    {
+      const LockGuard guard(lock_);
+      Row* const r = open_row(row);
+      if (r == nullptr) return kNoSequence;
+      if (!r->busy) {
+        r->busy = true;
+        return {};
+      }
+    }
+    sys::futex_wait(changed_, seen);
+  }
+}
+
+void KvPool::unclaim(std::uint32_t row) {
+  {
+    const LockGuard guard(lock_);
+    set_room(row);
+    rows_[row].busy = false;
+  }
+  tell();
+}
+
+void KvPool::set_room(std::uint32_t row) {
+  Row& r = rows_[row];
+  std::uint32_t page = pages_for(r.room);
+  const auto is_mapped = [&] {
+    for (std::uint32_t plane = 0; plane < planes_; ++plane) {
+      if (entry(row, plane, page) == 0) return false;
+    }
+    return true;
+  };
+  while (page < r.high && is_mapped()) ++page;
+  r.room = std::max(r.room, tokens_in(page));
+}
+
+void KvPool::enqueue(std::uint32_t row) {
+  if (rows_[row].queued) return;
+  rows_[row].queued = true;
+  std::size_t last = queue_first_ + queue_count_++;
+  if (last >= queue_.size()) last -= queue_.size();
+  queue_[last] = row;
+}
+
+Status KvPool::find_row(bool bare, std::uint32_t* out) {
+  for (;;) {
+    const std::uint32_t seen = changed_.load(std::memory_order_acquire);
+    bool is_one_busy = false;
+    Row* best = nullptr;
+    {
+      const LockGuard guard(lock_);
+      for (Row& r : rows_) {
+        if (r.state == State::kOpen) continue;
+        is_one_busy |= r.busy;
+        if (r.busy || (best != nullptr && best->state == State::kFree &&
+                       (r.state == State::kClosing ||
+                        (bare ? r.high >= best->high : r.high <= best->high)))) {
+          continue;
+        }
+        best = &r;
+      }
+      if (best != nullptr) {
+        best->busy = true;
+        *out = static_cast<std::uint32_t>(best - rows_.data());
+      }
+    }
+    if (best != nullptr) {
+      const Status status = bare ? clear(*out) : scrub(*out);
+      if (!status.ok()) unclaim(*out);
+      return status;
+    }
+    if (!is_one_busy) return {Code::kNoSpace, "all of the pool's sequences are open"};
+    sys::futex_wait(changed_, seen);
+  }
+}
+
+Status KvPool::open(std::uint32_t* row) {
+  KV_TRY(find_row(/*bare=*/false, row));
+  begin(*row, 0);
+  unclaim(*row);
+  return {};
+}
+
+void KvPool::begin(std::uint32_t row, std::uint64_t tokens) {
+  const LockGuard guard(lock_);
+  Row& r = rows_[row];
+  r.state = State::kOpen;
+  r.tokens = tokens;
+  r.step = step_;
+  ++stats_.open;
+}
+
+Status KvPool::close(std::uint32_t row) {
+  KV_TRY(claim(row));
+  drop_parcel(row);
+  {
+    const LockGuard guard(lock_);
+    Row& r = rows_[row];
+    const bool is_shared = r.shares && shared_from(row, 0);
+    r.state = is_shared ? State::kClosing : State::kFree;
+    r.tokens = r.goal = 0;
+    r.shares = is_shared;
+    r.pinned = r.is_cold = r.is_wanted = false;
+    --stats_.open;
+    if (is_shared) enqueue(row);
+  }
+  unclaim(row);
+  wake();  // to unmap what is shared, or what is too much
+  return {};
+}
+
+Status KvPool::truncate(std::uint32_t row, std::uint64_t tokens) {
+  KV_TRY(claim(row));
+  Status status = length_of(row) < tokens ? kNoLength : restore(row, Means::kParking);
+  if (status.ok()) status = unshare(row, tokens);
+  if (status.ok()) {
+    const LockGuard guard(lock_);
+    rows_[row].tokens = tokens;
+    rows_[row].goal = 0;
+  }
+  unclaim(row);
+  return status;
+}
+
+Status KvPool::ensure(std::uint32_t row, std::uint64_t tokens) {
+  KV_TRY(restore(row, Means::kParking));
+  return fill(row, pages_for(tokens), Means::kParking);
+}
+
+Status KvPool::extend(std::uint32_t row, std::uint64_t tokens) {
+  KV_TRY(claim(row));
+  Status status = tokens < length_of(row) || tokens > geometry_.tokens_max ? kNoLength : Status();
+  if (status.ok()) {
+    touch(row);
+    status = ensure(row, tokens);
+  }
+  if (status.ok()) {
+    const LockGuard guard(lock_);
+    rows_[row].tokens = tokens;
+  }
+  unclaim(row);
+  return status;
+}
+
+void KvPool::touch(std::uint32_t row) {
+  const LockGuard guard(lock_);
+  rows_[row].step = step_;
+}
+
+std::uint64_t KvPool::length_of(std::uint32_t row) const {
+  const LockGuard guard(lock_);
+  return rows_[row].tokens;
+}
+
+Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std::size_t count) {
+  constexpr std::size_t kNone = SIZE_MAX;
+  for (bool is_first = true;; is_first = false) {
+    std::size_t late = kNone;
+    std::uint64_t late_tokens = 0;
+    bool is_work = false;
+    {
+      const LockGuard guard(lock_);
+      step_ += is_first;
+      for (std::size_t i = 0; i < count; ++i) {
+        Row* const r = open_row(rows[i]);
+        if (r == nullptr || (is_first && r->step == step_)) return kNoSequence;
+        const std::uint64_t need = tokens != nullptr ? tokens[i] : r->tokens + 1;
+        if (need < r->tokens || need > geometry_.tokens_max) return kNoLength;
+        r->step = step_;
+        if (need <= r->room || late != kNone) continue;
+        late = i;
+        late_tokens = need;
+        if (r->parked == nullptr) {
+          stats_.late_pages += planes_ * (pages_for(need) - pages_for(r->room));
+        }
+      }
+      if (late == kNone) {
+        for (std::size_t i = 0; i < count; ++i) grow(rows[i], tokens != nullptr ? tokens[i] : 0);
+        ++stats_.steps;
+        if (backing_->is_paged() && stats_.steps % kScanSteps == 0) scans_ = is_work = true;
+        is_work |= queue_count_ != 0 && !working_;
+      }
+      // What is there for one of them is not taken for another.
+      for (std::size_t i = 0; late != kNone && i < count; ++i) {
+        Row& r = rows_[rows[i]];
+        r.goal = tokens != nullptr ? tokens[i] : r.tokens + 1;
+      }
+    }
+    if (late == kNone) {
+      if (is_work) wake();
+      return {};
+    }
+    Status status = claim(rows[late]);
+    if (status.ok()) {
+      status = ensure(rows[late], late_tokens);
+      unclaim(rows[late]);
+    }
+    if (!status.ok()) {
+      const LockGuard guard(lock_);
+      for (std::size_t i = 0; i < count; ++i) rows_[rows[i]].goal = 0;
+      return status;
+    }
+  }
+}
+
+void KvPool::grow(std::uint32_t row, std::uint64_t tokens) {
+  Row& r = rows_[row];
+  if (tokens == 0) tokens = r.tokens + 1;
+  stats_.grown_pages += std::uint64_t{planes_} * (pages_for(tokens) - pages_for(r.tokens));
+  r.tokens = tokens;
+  const bool is_short = r.room - tokens <= ahead_tokens_ && r.room < geometry_.tokens_max;
+  r.is_wanted |= r.is_cold;
+  if (is_short || r.is_wanted) enqueue(row);
+}
+
+Status KvPool::fork(std::uint32_t parent, std::uint64_t tokens, void* stream,
+                    std::uint32_t* child) {
+  KV_TRY(claim(parent));
+  touch(parent);
+  Status status = tokens > length_of(parent) ? kNoLength : restore(parent, Means::kParking);
+  if (status.ok()) status = find_row(/*bare=*/true, child);
+  if (status.ok()) {
+    status = share(parent, *child, tokens, stream);
+    if (status.ok()) {
+      begin(*child, tokens);
+    } else {
+      const LockGuard guard(lock_);
+      rows_[*child].state = State::kClosing;
+      enqueue(*child);
+    }
+    unclaim(*child);
+  }
+  unclaim(parent);
+  if (!status.ok()) wake();
+  return status;
+}
+
+Status KvPool::park(std::uint32_t row) {
+  KV_TRY(claim(row));
+  bool pinned = false;
+  {
+    const LockGuard guard(lock_);
+    pinned = rows_[row].pinned;
+  }
+  const Status status = pinned ? Status(Code::kBusy, "the sequence is pinned") : store(row);
+  unclaim(row);
+  return status;
+}
+
+Status KvPool::resume(std::uint32_t row) {
+  KV_TRY(claim(row));
+  touch(row);
+  const Status status = ensure(row, length_of(row));
+  advise(row, Heat::kWanted);
+  unclaim(row);
+  return status;
+}
+
+Status KvPool::prefetch(std::uint32_t row) {
+  {
+    const LockGuard guard(lock_);
+    Row* const r = open_row(row);
+    if (r == nullptr) return kNoSequence;
+    r->step = step_;
+    r->is_wanted = true;
+    enqueue(row);
+  }
+  wake();
+  return {};
+}
+
+Status KvPool::pin(std::uint32_t row, bool on) {
+  const LockGuard guard(lock_);
+  Row* const r = open_row(row);
+  if (r == nullptr) return kNoSequence;
+  r->pinned = on;
+  return {};
+}
+
+Result<std::uint64_t> KvPool::tokens(std::uint32_t row) const {
+  const LockGuard guard(lock_);
+  if (row >= rows_.size() || rows_[row].state != State::kOpen) return kNoSequence;
+  return rows_[row].tokens;
+}
+
+bool KvPool::fits(std::uint64_t tokens, std::uint64_t count) const {
+  if (tokens > geometry_.tokens_max || count > geometry_.sequences_max) return false;
+  const std::uint64_t pages = count * planes_ * pages_for(tokens);
+  const LockGuard guard(lock_);
+  if (count > rows_.size() - stats_.open) return false;
+  const std::uint64_t there = backing_->available();
+  return there >= pages || spare_pages() >= pages - there;
+}
+
+void KvPool::predict(std::uint64_t tokens) {
+  backing_->expect((tokens * geometry_.token_bytes() + geometry_.page_bytes - 1) >> page_shift_);
+}
+
+KvPool::Stats KvPool::stats() const {
+  const LockGuard guard(lock_);
+  Stats stats = stats_;
+  for (const Row& r : rows_) stats.parked += r.parked != nullptr;
+  for (const Held& held : held_) {
+    stats.frames += held.pages > 0;
+    stats.shared_frames += held.pages > 1;
+  }
+  stats.spare_frames = spare_pages();
+  stats.late_frames = backing_->made_late();
+  return stats;
+}
+
+std::uint64_t KvPool::spare_pages() const {
+  std::uint64_t pages = 0;
+  for (const Row& r : rows_) {
+    if (r.state == State::kFree) pages += std::uint64_t{planes_} * r.high;
+  }
+  return pages;
+}
+
+void KvPool::wait_until_quiet() const {
+  for (;;) {
+    const std::uint32_t seen = quiet_.load(std::memory_order_acquire);
+    {
+      const LockGuard guard(lock_);
+      if (!working_ && queue_count_ == 0 && work_seen_ == work_.load(std::memory_order_acquire)) {
+        return;
+      }
+    }
+    sys::futex_wait(quiet_, seen);
+  }
+}
+
+void* KvPool::thread_main(void* self) {
+  (void)sys::block_signals();  // the engine's handlers run on the engine's threads
+  static_cast<KvPool*>(self)->run();
+  return nullptr;
+}
+
+void KvPool::run() {
+  constexpr std::uint32_t kNone = UINT32_MAX;
+  for (;;) {
+    const std::uint32_t seen = work_.load(std::memory_order_acquire);
+    std::uint32_t row = kNone;
+    {
+      const LockGuard guard(lock_);
+      if (stop_) return;
+      working_ = true;
+      if (queue_count_ > 0) {
+        row = queue_[queue_first_];
+        queue_first_ = queue_first_ + 1 == queue_.size() ? 0 : queue_first_ + 1;
+        --queue_count_;
+        rows_[row].queued = false;
+      }
+    }
+    if (row != kNone) {
+      serve(row);
+      continue;
+    }
+    look_around();
+    bool is_done = false;
+    {
+      const LockGuard guard(lock_);
+      is_done = queue_count_ == 0;
+      working_ = !is_done;
+      work_seen_ = seen;
+    }
+    if (!is_done) continue;
+    quiet_.fetch_add(1, std::memory_order_release);
+    sys::futex_wake(quiet_, INT32_MAX);
+    sys::futex_wait(work_, seen);
+  }
+}
+
+void KvPool::serve(std::uint32_t row) {
+  State state{};
+  std::uint64_t tokens = 0;
+  bool is_wanted = false;
+  bool is_parked = false;
+  for (;;) {
+    const std::uint32_t seen = changed_.load(std::memory_order_acquire);
+    {
+      const LockGuard guard(lock_);
+      Row& r = rows_[row];
+      if (!r.busy) {
+        r.busy = true;
+        state = r.state;
+        tokens = r.tokens;
+        is_wanted = std::exchange(r.is_wanted, false);
+        is_parked = r.parked != nullptr;
+        break;
+      }
+    }
+    sys::futex_wait(changed_, seen);
+  }
+  // What fails here is tried again by whoever needs it.
+  if (state == State::kClosing) {
+    (void)scrub(row);
+  } else if (state == State::kOpen) {
+    if (is_wanted) {
+      (void)restore(row, Means::kParking);
+      advise(row, Heat::kWanted);
+    }
+    if (is_wanted || !is_parked) {
+      const std::uint64_t end = std::min(geometry_.tokens_max, tokens + ahead_tokens_ + 1);
+      (void)fill(row, pages_for(end), Means::kSpare);
+    }
+  }
+  unclaim(row);
+}
+
+// What has become cold, and what closed sequences have left beyond what they may.
+void KvPool::look_around() {
+  std::uint64_t spare = 0;
+  bool scans = false;
+  {
+    const LockGuard guard(lock_);
+    spare = spare_pages();
+    scans = std::exchange(scans_, false);
+  }
+  if (spare > backing_->spare_frames_max()) (void)reclaim(spare - backing_->spare_frames_max());
+  for (std::uint32_t row = 0; scans && row < geometry_.sequences_max; ++row) {
+    {
+      const LockGuard guard(lock_);
+      Row& r = rows_[row];
+      const bool is_cold = r.state == State::kOpen && !r.busy && !r.pinned && !r.is_cold &&
+                           step_ - r.step > kColdSteps;
+      if (!is_cold) continue;
+      r.busy = true;
+    }
+    advise(row, Heat::kCold);
+    unclaim(row);
+  }
+}
+
+}  // namespace kvmem::pool
