@@ -645,6 +645,7 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
       static_cast<std::uint16_t>((entry.generation + 1U) & Residency::kGenerationMask);
   region.table.publish(page, {PageState::kWriting, PageState::kFresh, entry.flags, generation, 0});
   for (auto& view : region.views) {
+    if (!view->covers(page)) continue;
     const Status status =
         os::write_protect(view->userfault, view->address_of(page), kPageBytes, true);
     if (!status.ok() && status.code() != Code::kPeerGone) {

@@ -1,8 +1,9 @@
 // Region and View: what the daemon moves, and where engines see it.
 //
 // A Region is memory (a memfd), its residency table and where clean pages come from. A View is one
-// engine's mapping of a stretch of it: an anonymous region has one, a model file as many as engines
-// map it. Loop only, except that workers read `memory`.
+// engine's mapping of a stretch of it: an anonymous region has one, and one more for each stretch
+// that lies at other addresses too, a model file as many as engines map it. Loop only, except that
+// workers read `memory`.
 //
 //   open -> closing   last view and offer gone; no new moves
 //   closing -> gone   last move in flight has ended; frames and slots are given back
@@ -35,6 +36,9 @@ struct View {
   bool covers(std::uint32_t page) const { return page - first_page < page_count; }
   std::uint64_t address_of(std::uint32_t page) const {
     return address + (static_cast<std::uint64_t>(page - first_page) << kPageShift);
+  }
+  std::uint64_t end_address() const {
+    return address + (static_cast<std::uint64_t>(page_count) << kPageShift);
   }
   std::uint32_t page_at(std::uint64_t at) const {
     return first_page + static_cast<std::uint32_t>((at - address) >> kPageShift);

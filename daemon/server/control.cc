@@ -94,7 +94,11 @@ json region_json(const Region& region) {
   }
   const auto of = [&](PageState state) { return states[static_cast<std::size_t>(state)]; };
   json sessions = json::array();
-  for (const auto& view : region.views) sessions.push_back(std::to_string(view->session_id));
+  for (const auto& view : region.views) {
+    json session = std::to_string(view->session_id);
+    // (One for each stretch that lies at several addresses.)
+    if (sessions.empty() || sessions.back() != session) sessions.push_back(std::move(session));
+  }
   return {{"region", region.slot},
           {"session", std::to_string(region.session_id)},
           {"pid", region.pid},

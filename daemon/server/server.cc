@@ -30,6 +30,7 @@ constexpr std::uint64_t kForkClaimNs =
     60'000'000'000;  // a child claims in its fork handler, at once
 constexpr std::uint64_t kAddressMax = std::uint64_t{1} << 47;
 constexpr std::size_t kGpusMax = 4096;
+constexpr std::size_t kAliasesMax = 16384;       // of a session
 constexpr std::ptrdiff_t kSessionlessMax = 256;  // connections of one user that have no session
 
 std::uint64_t random_nonzero() {
@@ -214,8 +215,10 @@ void Server::end(Session& session, const char* why) {
   caches_.drop(session);
   if (!stopping_) {  // else the engine carries on with the next daemon, and its pages stay
     if (session.fork_token != 0) drop_fork(session.fork_token);
-    for (auto& [address, view] : session.views) loop_.remove_view(*view);
-    session.views.clear();
+    for (auto* views : {&session.aliases, &session.views}) {
+      for (auto& [address, view] : *views) loop_.remove_view(*view);
+      views->clear();
+    }
     for (auto& [id, pending] : session.pending) loop_.drop_offer(*pending.region);
     session.pending.clear();
     if (session.id != 0) {
@@ -310,6 +313,9 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
         break;
       case wire::Op::kAdvise:
         answer = advise(session, request);
+        break;
+      case wire::Op::kRegionAlias:
+        answer = region_alias(session, request);
         break;
       case wire::Op::kForkBegin:
         answer = fork_begin(session, request);
@@ -566,7 +572,7 @@ Reply Server::region_mapped(Session& session, const Request& request) {
   }
   const auto next = session.views.lower_bound(request.address);
   if ((next != session.views.end() && next->first < request.address + size) ||
-      session.view_at(request.address) != nullptr) {
+      Session::at(session.views, request.address) != nullptr) {
     return refuse(EEXIST, "another region is mapped there");
   }
   session.pending.erase(pending);
@@ -590,6 +596,11 @@ Reply Server::region_destroy(Session& session, const Request& request) {
   if (const auto pending = session.pending.find(request.region_id);
       pending != session.pending.end()) {
     Region* region = pending->second.region;
+    std::erase_if(session.aliases, [&](const auto& alias) {
+      const bool is_its = alias.second->region == region;
+      if (is_its) loop_.remove_view(*alias.second);
+      return is_its;
+    });
     session.pending.erase(pending);
     loop_.drop_offer(*region);
     return {};
@@ -600,11 +611,77 @@ Reply Server::region_destroy(Session& session, const Request& request) {
     if (view->region->id != request.region_id ||
         (request.address != 0 && request.address != view->address))
       continue;
+    cut_aliases(session, view->address, view->end_address());
     session.views.erase(it);
     loop_.remove_view(*view);
     return {};
   }
   return refuse(ENOENT, "no such region");
+}
+
+// Aliases of [begin, end) are none any more; of one that reaches beyond, the rest stays.
+void Server::cut_aliases(Session& session, std::uint64_t begin, std::uint64_t end) {
+  auto it = session.aliases.upper_bound(begin);
+  if (it != session.aliases.begin() && std::prev(it)->second->end_address() > begin) --it;
+  while (it != session.aliases.end() && it->first < end) {
+    const View cut = *it->second;
+    loop_.remove_view(*it->second);
+    it = session.aliases.erase(it);
+    if (cut.address < begin) {
+      View before = cut;
+      before.page_count = static_cast<std::uint32_t>((begin - cut.address) >> kPageShift);
+      add_alias(session, before);
+    }
+    if (cut.end_address() > end) {
+      View after = cut;
+      after.first_page = cut.page_at(end);
+      after.page_count = static_cast<std::uint32_t>((cut.end_address() - end) >> kPageShift);
+      after.address = end;
+      add_alias(session, after);
+    }
+    // Whoever waited for a page of it looks again.
+    (void)os::wake(cut.userfault, cut.address, cut.end_address() - cut.address);
+  }
+}
+
+void Server::add_alias(Session& session, const View& alias) {
+  session.aliases.emplace(alias.address, loop_.add_view(*alias.region, alias));
+}
+
+Reply Server::region_alias(Session& session, const Request& request) {
+  Region* region = nullptr;
+  if (const auto pending = session.pending.find(request.region_id);
+      pending != session.pending.end()) {
+    region = pending->second.region;
+  } else {
+    auto view = checked_range(session, request);
+    if (!view.ok()) return refuse_status(view.status());
+    region = (*view)->region;
+  }
+  const std::uint64_t pages = region->page_count();
+  const std::uint64_t target = request.origin_offset >> kPageShift;
+  if (region->origin != nullptr || request.address == 0 || request.page_count == 0 ||
+      request.page_count > pages || request.first_page > pages - request.page_count ||
+      target > pages - request.page_count ||
+      !is_aligned(request.origin_offset | request.address, kPageBytes) ||
+      request.address > kAddressMax - (pages << kPageShift)) {
+    return refuse(EINVAL, "pages outside the region");
+  }
+  if (session.aliases.size() >= kAliasesMax) {
+    return refuse(ENOSPC, "too many pages lie at more than one address");
+  }
+  View alias;
+  alias.region = region;
+  alias.session_id = session.id;
+  alias.userfault = session.userfault.get();
+  alias.address = request.address + (request.first_page << kPageShift);
+  alias.first_page = static_cast<std::uint32_t>(target);
+  alias.page_count = static_cast<std::uint32_t>(request.page_count);
+  alias.owner = &session;
+  cut_aliases(session, alias.address, alias.end_address());
+  if (target != request.first_page) add_alias(session, alias);
+  loop_.note_change();
+  return {};
 }
 
 Reply Server::region_resume(Session& session, const Request& request, os::Received& received) {
@@ -659,6 +736,7 @@ Reply Server::region_resume(Session& session, const Request& request, os::Receiv
   }
   wait_for_mapping(session, *region, static_cast<std::uint32_t>(request.first_page),
                    static_cast<std::uint32_t>(request.page_count));
+  if ((request.flags & Request::kAliased) != 0) return {};
   Reply mapped = region_mapped(session, request);
   if (mapped.error != 0) {
     session.pending.erase(region->id);
@@ -743,11 +821,14 @@ Reply Server::fork_begin(Session& session, const Request& request) {
     status = prepare(*view);
     if (!status.ok()) break;
   }
+  for (auto& [address, view] : session.aliases) {
+    if (!status.ok() || request.region_id != view->region->id) continue;
+    status = loop_.migrator().hold(*view);
+  }
   forks_.emplace(token, std::move(fork));
   if (!status.ok()) {
     drop_fork(token);
-    for (auto& [at, held] : session.views) loop_.migrator().release(*held);
-    loop_.note_change();
+    release(session);
     return refuse_status(status);
   }
   session.fork_token = token;
@@ -759,11 +840,18 @@ Reply Server::fork_begin(Session& session, const Request& request) {
 Reply Server::fork_end(Session& session, const Request& request) {
   if (session.fork_token == 0 || request.fork_token != session.fork_token)
     return refuse(EINVAL, "no such fork");
-  for (auto& [address, view] : session.views) loop_.migrator().release(*view);
+  release(session);
   if (request.pid < 0) drop_fork(session.fork_token);
   session.fork_token = 0;
-  loop_.note_change();
   return {};
+}
+
+// Nothing of it is held any more.
+void Server::release(Session& session) {
+  for (auto* views : {&session.views, &session.aliases}) {
+    for (auto& [address, view] : *views) loop_.migrator().release(*view);
+  }
+  loop_.note_change();
 }
 
 Reply Server::fork_claim(Session& session, const Request& request, std::vector<UniqueFd>& fds) {

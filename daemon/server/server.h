@@ -83,9 +83,13 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   wire::Reply region_destroy(Session& session, const wire::Request& request);
   wire::Reply region_resume(Session& session, const wire::Request& request, os::Received& received);
   bool discard(Session& session, const wire::Request& request, wire::Reply& reply);
+  wire::Reply region_alias(Session& session, const wire::Request& request);
+  void add_alias(Session& session, const migrate::View& alias);
+  void cut_aliases(Session& session, std::uint64_t begin, std::uint64_t end);
   wire::Reply advise(Session& session, const wire::Request& request);
   wire::Reply fork_begin(Session& session, const wire::Request& request);
   wire::Reply fork_end(Session& session, const wire::Request& request);
+  void release(Session& session);
   wire::Reply fork_claim(Session& session, const wire::Request& request,
                          std::vector<UniqueFd>& fds);
   wire::Reply gpu_claim(Session& session, const wire::Request& request);

@@ -57,7 +57,8 @@ struct Session {
   os::FaultReader faults;
   os::Watch agent_watch;
 
-  std::map<std::uint64_t, migrate::View*> views;  // by address
+  std::map<std::uint64_t, migrate::View*> views;    // by address
+  std::map<std::uint64_t, migrate::View*> aliases;  // likewise; they lie over views
   // Created, not mapped yet: RegionMapped makes the view.
   struct Pending {
     migrate::Region* region = nullptr;
@@ -78,12 +79,15 @@ struct Session {
   Session& operator=(const Session&) = delete;
 
   migrate::View* view_at(std::uint64_t address) const {
+    migrate::View* const alias = at(aliases, address);
+    return alias != nullptr ? alias : at(views, address);
+  }
+  static migrate::View* at(const std::map<std::uint64_t, migrate::View*>& views,
+                           std::uint64_t address) {
     auto after = views.upper_bound(address);
     if (after == views.begin()) return nullptr;
     migrate::View* view = std::prev(after)->second;
-    return address - view->address < static_cast<std::uint64_t>(view->page_count) << kPageShift
-               ? view
-               : nullptr;
+    return address < view->end_address() ? view : nullptr;
   }
 };
 

@@ -40,8 +40,7 @@ Status carry_out(const Carriage& carriage, const kvmem_batch& batch, unsigned ch
 }
 
 Status carry_in(const Carriage& carriage, const kvmem_batch& batch,
-                const unsigned char* const* from, const std::uint64_t* sums,
-                std::uint64_t* wrong) {
+                const unsigned char* const* from, const std::uint64_t* sums, std::uint64_t* wrong) {
   KV_TRY(carry_in_once(carriage, batch, from, sums, wrong));
   if (*wrong == 0) return {};
   return carry_in_once(carriage, batch, from, sums, wrong);  // the link's fault?

@@ -19,6 +19,7 @@ namespace kvmem::cuda {
   X(device_get_attribute, cuDeviceGetAttribute, 2000)                \
   X(device_uuid, cuDeviceGetUuid, 11040)                             \
   X(primary_retain, cuDevicePrimaryCtxRetain, 7000)                  \
+  X(primary_release, cuDevicePrimaryCtxRelease, 11000)               \
   X(stream_create, cuStreamCreate, 2000)                             \
   X(stream_destroy, cuStreamDestroy, 4000)                           \
   X(stream_synchronize, cuStreamSynchronize, 2000)                   \

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 
 #include "base/unique_handle.h"
 #include "cuda/driver.h"
@@ -61,6 +62,31 @@ inline Result<Pinned> make_pinned(std::size_t size_bytes) {
                    "cuMemHostAlloc"));
   return Pinned(memory);
 }
+
+// A device's primary context, which the runtime uses, kept alive.
+class PrimaryContext {
+ public:
+  explicit PrimaryContext(CUdevice device)
+      : device_(device),
+        status_(status_of(driver().primary_retain(&context_, device), "cuDevicePrimaryCtxRetain")) {
+    if (!status_.ok()) context_ = nullptr;
+  }
+  ~PrimaryContext() {
+    if (context_ != nullptr) (void)driver().primary_release(device_);
+  }
+  PrimaryContext(PrimaryContext&& o) noexcept
+      : device_(o.device_), context_(std::exchange(o.context_, nullptr)), status_(o.status_) {}
+  PrimaryContext& operator=(PrimaryContext&&) = delete;
+  PrimaryContext(const PrimaryContext&) = delete;
+  PrimaryContext& operator=(const PrimaryContext&) = delete;
+  const Status& status() const { return status_; }
+  CUcontext get() const { return context_; }
+
+ private:
+  CUdevice device_;
+  CUcontext context_ = nullptr;
+  Status status_;
+};
 
 // Makes `context` current on this thread, and what was before current again.
 class ContextScope {

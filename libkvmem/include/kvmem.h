@@ -120,6 +120,121 @@ struct kvmem_statistics {
 /* Counts this process's regions; walks every page's entry (about 2 ns a page). */
 int kvmem_stats(struct kvmem_statistics* stats) KVMEM_NOEXCEPT;
 
+/* A KV pool: the keys and values of many sequences as plain strided tensors, whose addresses never
+ * change. Memory comes in small pages as a sequence grows, mapped ahead of it; sequences that begin
+ * alike share pages. On a GPU (the CUDA driver's virtual memory management; a GPU of compute
+ * capability 8.0 or later) a pool is the engine's alone, and sequences that no step has named
+ * lately are parked in host memory; on the host it is a region, whose cold pages kvmemd moves.
+ *
+ * The engine starts work on a sequence after kvmem_pool_step or kvmem_seq_extend has named it, for
+ * no more tokens than it said. It need not wait for that work before any call here but
+ * kvmem_pool_destroy: pages that leave a sequence are unmapped when the work is done. Memory behind
+ * a sequence's tokens, up to the end of their page, may be read and written; beyond that it faults.
+ * New memory holds anything.
+ *
+ * Any thread, but one step at a time; not while this thread captures a stream. A child of fork()
+ * has no pool. Beside the errors above: -EINVAL  there is no such sequence open, or it cannot have
+ * that length -ENOMEM  pages were not to be had; all is as it was -ENOSPC  all of the pool's
+ * sequences are open -EBUSY   the sequence is pinned, or the GPU's work cannot be waited for now
+ *   -EIO     the driver refused, or what was parked has changed: the sequence is to be closed */
+enum kvmem_pool_layout {
+  KVMEM_PER_LAYER = 0, /* a layer's keys, and its values, are one dense tensor; a sequence grows by
+                          a page for each of them */
+  KVMEM_PACKED = 1     /* a token's keys and values of all layers lie together; a sequence grows by
+                          one page: least waste, for kernels that take a token stride */
+};
+#define KVMEM_ON_HOST (-1)
+
+struct kvmem_pool_options {
+  size_t size; /* of this struct, bytes */
+  uint32_t layers;
+  uint32_t kv_heads;      /* of this rank */
+  uint32_t head_dim;      /* elements */
+  uint32_t element_bytes; /* 1 to 8 */
+  uint64_t tokens_max;    /* of a sequence */
+  uint64_t sequences_max; /* open at once */
+  uint32_t layout;        /* enum kvmem_pool_layout */
+  int32_t device;         /* a CUDA device's ordinal, or KVMEM_ON_HOST */
+  uint64_t bytes_max;     /* of a GPU's memory; 0: as much as it has */
+  const char* tag;        /* shown by kvmemctl; at most 63 bytes are kept; may be NULL */
+};
+
+/* Reserves addresses, and starts a thread. -EINVAL: KVMEM_VERBOSE=1 says what is wrong with the
+ * geometry. -ENODEV: no CUDA driver is loaded and initialised (cuInit), or no such device;
+ * -ENOTSUP: the device has no virtual memory management. */
+struct kvmem_pool;
+int kvmem_pool_create(const struct kvmem_pool_options* options,
+                      struct kvmem_pool** pool) KVMEM_NOEXCEPT;
+
+/* Its memory and addresses go. REQUIRES: the engine's work on it is done, and no other call is
+ * under way. NULL: nothing happens. */
+void kvmem_pool_destroy(struct kvmem_pool* pool) KVMEM_NOEXCEPT;
+
+/* A layer's keys or values: element e of head h of token t of sequence s is at
+ * address + s * sequence_stride + t * token_stride + h * head_stride + e * element_bytes. */
+struct kvmem_view {
+  size_t size;              /* of this struct, bytes */
+  uint64_t address;         /* a device's, or a pointer */
+  uint64_t sequence_stride; /* bytes, as the others */
+  uint64_t token_stride;
+  uint64_t head_stride;
+};
+int kvmem_pool_view(struct kvmem_pool* pool, uint32_t layer, int is_value,
+                    struct kvmem_view* view) KVMEM_NOEXCEPT;
+
+/* A sequence is named by its index in the tensors; of no tokens, at first. */
+int kvmem_seq_open(struct kvmem_pool* pool, uint32_t* sequence) KVMEM_NOEXCEPT;
+int kvmem_seq_close(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
+/* It has `tokens` tokens now: more than before, or fewer. What others share stays theirs. */
+int kvmem_seq_extend(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens) KVMEM_NOEXCEPT;
+int kvmem_seq_truncate(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens) KVMEM_NOEXCEPT;
+/* A new sequence of the first `tokens` tokens of another. Full pages are shared; of the last one,
+ * if it is not full, there is a copy, made in the order of `stream` (a CUstream, NULL: the default
+ * one; on the host: at once). */
+int kvmem_seq_fork(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens, void* stream,
+                   uint32_t* child) KVMEM_NOEXCEPT;
+
+/* Says before each step of the engine which sequences it touches and how many tokens they have
+ * after it; `tokens` NULL: one more each. All of them, or none. This is also how kvmem knows which
+ * sequences are in use; those that are not make room. A microsecond or so for 256 sequences, unless
+ * memory has to be waited for. */
+int kvmem_pool_step(struct kvmem_pool* pool, const uint32_t* sequences, const uint64_t* tokens,
+                    size_t count) KVMEM_NOEXCEPT;
+
+/* Its memory may go to slower places, as far as no other sequence has it, until it is named again.
+ * kvmem_seq_prefetch brings it back in the background, kvmem_seq_resume before it returns (on the
+ * host: begins to). A pinned sequence is not parked. */
+int kvmem_seq_park(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
+int kvmem_seq_resume(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
+int kvmem_seq_prefetch(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
+int kvmem_seq_pin(struct kvmem_pool* pool, uint32_t sequence, int is_pinned) KVMEM_NOEXCEPT;
+
+/* Whether `count` more sequences of `tokens` tokens each would find room now, with none parked for
+ * them; on the host: addresses. 1 or 0, or an error. For schedulers that pick what fits. */
+int kvmem_pool_fits(struct kvmem_pool* pool, uint64_t tokens, uint64_t count) KVMEM_NOEXCEPT;
+/* So many tokens will be added soon, to any sequences: a GPU's pages are made now, in the
+ * background. The last call counts. */
+int kvmem_pool_predict(struct kvmem_pool* pool, uint64_t tokens) KVMEM_NOEXCEPT;
+
+struct kvmem_pool_statistics {
+  size_t size; /* of this struct, bytes; on return, bytes filled in */
+  uint64_t page_bytes;
+  uint64_t growth_bytes;    /* what a sequence grows by */
+  uint64_t open;            /* sequences */
+  uint64_t parked;          /* of them */
+  uint64_t bytes;           /* of memory in pages; a shared one counts once */
+  uint64_t shared_bytes;    /* of it, in pages of several sequences */
+  uint64_t spare_bytes;     /* of it, left by closed sequences for the next */
+  uint64_t steps;           /* since the start, as all that follows */
+  uint64_t grown_pages;     /* that steps needed beyond those before */
+  uint64_t late_pages;      /* of them, that were not mapped ahead */
+  uint64_t late_creates;    /* pages a GPU's driver had to make while somebody waited */
+  uint64_t reclaimed_pages; /* taken from what closed sequences had left */
+  uint64_t parked_pages;
+  uint64_t resumed_pages;
+};
+int kvmem_pool_stats(struct kvmem_pool* pool, struct kvmem_pool_statistics* stats) KVMEM_NOEXCEPT;
+
 /* The block cache: immutable blocks of KV cache that kvmemd keeps in DRAM and in its page store,
  * across engines of one user, their restarts and its own. An engine that gets a prompt asks which
  * of its leading blocks are there, uses those where they lie, computes the rest and puts it. */

@@ -57,6 +57,8 @@ class Backing {
 
   // All or none. REQUIRES: nothing is behind these pages, and the engine does not touch them yet.
   virtual Status map(std::uint64_t page, const Frame* frames, std::size_t count) = 0;
+  // The engine finds them without a fault.
+  virtual void populate(std::uint64_t /*page*/, std::size_t /*count*/) {}
   // What the first bytes of one page are, to another; in the order of the engine's `stream`, so
   // that it need not be done on return.
   virtual Status copy(std::uint64_t from, std::uint64_t to, std::size_t size_bytes,

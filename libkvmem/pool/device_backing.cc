@@ -19,7 +19,8 @@ Status DeviceBacking::synchronize(CUcontext context) {
   return cuda::status_of(cuda::driver().context_synchronize(), "cuCtxSynchronize");
 }
 
-Result<Owned<DeviceBacking>> DeviceBacking::create(Owned<DevicePool> frames, std::uint64_t pages,
+Result<Owned<DeviceBacking>> DeviceBacking::create(cuda::PrimaryContext context,
+                                                   Owned<DevicePool> frames, std::uint64_t pages,
                                                    const Hooks& hooks, const char* tag) {
   const cuda::ContextScope current(frames->context());
   if (!current.status().ok()) return current.status();
@@ -31,13 +32,16 @@ Result<Owned<DeviceBacking>> DeviceBacking::create(Owned<DevicePool> frames, std
   cuda::Reservation addresses({at, size_bytes});
   void* room = heap_room<DeviceBacking>();
   if (room == nullptr) return Status(Code::kNoMemory, "a KV pool");
-  return Owned<DeviceBacking>(
-      ::new (room) DeviceBacking(std::move(frames), std::move(addresses), hooks, tag));
+  return Owned<DeviceBacking>(::new (room) DeviceBacking(std::move(context), std::move(frames),
+                                                         std::move(addresses), hooks, tag));
 }
 
-DeviceBacking::DeviceBacking(Owned<DevicePool> frames, cuda::Reservation addresses,
-                             const Hooks& hooks, const char* tag)
-    : frames_(std::move(frames)), addresses_(std::move(addresses)), hooks_(hooks) {
+DeviceBacking::DeviceBacking(cuda::PrimaryContext context, Owned<DevicePool> frames,
+                             cuda::Reservation addresses, const Hooks& hooks, const char* tag)
+    : context_(std::move(context)),
+      frames_(std::move(frames)),
+      addresses_(std::move(addresses)),
+      hooks_(hooks) {
   strncpy(tag_, tag, sizeof tag_ - 1);
 }
 
@@ -92,9 +96,9 @@ Status DeviceBacking::copy(std::uint64_t from, std::uint64_t to, std::size_t siz
                            void* stream) {
   const cuda::ContextScope current(frames_->context());
   KV_TRY(current.status());
-  return cuda::status_of(cuda::driver().copy_async(at(to), at(from), size_bytes,
-                                                   static_cast<CUstream>(stream)),
-                         "cuMemcpyDtoDAsync");
+  return cuda::status_of(
+      cuda::driver().copy_async(at(to), at(from), size_bytes, static_cast<CUstream>(stream)),
+      "cuMemcpyDtoDAsync");
 }
 
 Status DeviceBacking::replace(std::uint64_t page, const Frame& before, const Frame& copy,

@@ -30,10 +30,10 @@ class DeviceBacking final : public Backing {
   // All work is waited for, and nothing held back.
   static Status synchronize(CUcontext context);
 
-  // `pages` of addresses; `tag` names what is parked. The driver's memory comes with the first
-  // page. As DevicePool::create().
-  static Result<Owned<DeviceBacking>> create(Owned<DevicePool> frames, std::uint64_t pages,
-                                             const Hooks& hooks, const char* tag);
+  // `pages` of addresses, in the context of the frames; `tag` names what is parked.
+  static Result<Owned<DeviceBacking>> create(cuda::PrimaryContext context, Owned<DevicePool> frames,
+                                             std::uint64_t pages, const Hooks& hooks,
+                                             const char* tag);
   ~DeviceBacking() override;
 
   std::uint64_t address() const override { return addresses_.get().at; }
@@ -46,8 +46,7 @@ class DeviceBacking final : public Backing {
   Status take(std::uint64_t page, std::size_t count, Frame* out) override;
   void give_back(const Frame* frames, std::size_t count) override;
   Status map(std::uint64_t page, const Frame* frames, std::size_t count) override;
-  Status copy(std::uint64_t from, std::uint64_t to, std::size_t size_bytes,
-              void* stream) override;
+  Status copy(std::uint64_t from, std::uint64_t to, std::size_t size_bytes, void* stream) override;
   Status pause() override { return hooks_.pause(frames_->context()); }
   void go_on() override { hooks_.go_on(); }
   Status unmap(std::uint64_t page, std::size_t count) override;
@@ -60,11 +59,12 @@ class DeviceBacking final : public Backing {
   void drop(Parcel& parcel) override;
 
  private:
-  DeviceBacking(Owned<DevicePool> frames, cuda::Reservation addresses, const Hooks& hooks,
-                const char* tag);
+  DeviceBacking(cuda::PrimaryContext context, Owned<DevicePool> frames, cuda::Reservation addresses,
+                const Hooks& hooks, const char* tag);
   CUdeviceptr at(std::uint64_t page) const { return address() + page * page_bytes(); }
   Result<cuda::Carriage> carriage() REQUIRES(carrying_);
 
+  const cuda::PrimaryContext context_;
   const Owned<DevicePool> frames_;
   cuda::Reservation addresses_;
   const Hooks hooks_;

@@ -118,6 +118,9 @@ Status KvPool::fill(std::uint32_t row, std::uint32_t end, Means means) {
         KV_TRY(obtain(page_of(row, run.plane, run.first), run.count, means, frames));
         const Status mapped = adopt(row, run, frames);
         if (!mapped.ok()) backing_->give_back(frames, run.count);
+        if (mapped.ok() && means == Means::kSpare) {
+          backing_->populate(page_of(row, run.plane, run.first), run.count);
+        }
         return mapped;
       });
 }
@@ -284,8 +287,7 @@ Status KvPool::replace(std::uint32_t row, std::uint32_t plane, std::uint32_t pag
     KV_ASSIGN_OR_RETURN(id, hold(copy));
     before = frame_at(row, plane, page);
   }
-  const Status replaced =
-      backing_->replace(page_of(row, plane, page), before, copy, size_bytes);
+  const Status replaced = backing_->replace(page_of(row, plane, page), before, copy, size_bytes);
   Frame gone;
   bool is_gone = false;
   {
@@ -344,8 +346,8 @@ bool KvPool::park_oldest() {
   {
     const LockGuard guard(lock_);
     for (Row& r : rows_) {
-      if (r.state != State::kOpen || r.busy || r.pinned || r.parked != nullptr ||
-          r.step >= step_ || (oldest != nullptr && r.step >= oldest->step)) {
+      if (r.state != State::kOpen || r.busy || r.pinned || r.parked != nullptr || r.step >= step_ ||
+          (oldest != nullptr && r.step >= oldest->step)) {
         continue;
       }
       if (has_private(static_cast<std::uint32_t>(&r - rows_.data()))) oldest = &r;
@@ -440,8 +442,8 @@ Status KvPool::restore(std::uint32_t row, Means means) {
   Status status = for_absent(row, *parked, [&](const Run& run, std::size_t) -> Status {
     const std::size_t before = frames.size();
     if (!frames.resize(before + run.count)) return {Code::kNoMemory, "resuming a sequence"};
-    const Status taken = obtain(page_of(row, run.plane, run.first), run.count, means,
-                                frames.data() + before);
+    const Status taken =
+        obtain(page_of(row, run.plane, run.first), run.count, means, frames.data() + before);
     if (!taken.ok()) frames.shrink(before);
     return taken;
   });

@@ -18,15 +18,15 @@ Result<Owned<KvPool>> KvPool::create(const Geometry& geometry, Owned<Backing> ba
   if (room == nullptr) return Status(Code::kNoMemory, "a KV pool");
   Owned<KvPool> pool(::new (room) KvPool(geometry, std::move(backing)));
   const LockGuard guard(pool->lock_);
-  pool->table_bytes_ = align_up(
-      sizeof(std::uint32_t) * geometry.sequences_max * pool->row_pages_ * pool->planes_,
-      kOsPageBytes);
+  pool->table_bytes_ =
+      align_up(sizeof(std::uint32_t) * geometry.sequences_max * pool->row_pages_ * pool->planes_,
+               kOsPageBytes);
   const long table = sys::mmap(0, pool->table_bytes_, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (sys::is_error(table)) return Status(Code::kNoMemory, "a KV pool's table");
   pool->table_ = reinterpret_cast<std::uint32_t*>(table);
-  if (!pool->rows_.resize(geometry.sequences_max) ||
-      !pool->queue_.resize(geometry.sequences_max) || !pool->held_.resize(1)) {
+  if (!pool->rows_.resize(geometry.sequences_max) || !pool->queue_.resize(geometry.sequences_max) ||
+      !pool->held_.resize(1)) {
     return Status(Code::kNoMemory, "a KV pool");
   }
   if (::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) != 0) {
@@ -261,7 +261,9 @@ Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std:
         }
       }
       if (late == kNone) {
-        for (std::size_t i = 0; i < count; ++i) grow(rows[i], tokens != nullptr ? tokens[i] : 0);
+        for (std::size_t i = 0; i < count; ++i) {
+          grow(rows[i], tokens != nullptr ? tokens[i] : rows_[rows[i]].tokens + 1);
+        }
         ++stats_.steps;
         if (backing_->is_paged() && stats_.steps % kScanSteps == 0) scans_ = is_work = true;
         is_work |= queue_count_ != 0 && !working_;
@@ -291,7 +293,6 @@ Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std:
 
 void KvPool::grow(std::uint32_t row, std::uint64_t tokens) {
   Row& r = rows_[row];
-  if (tokens == 0) tokens = r.tokens + 1;
   stats_.grown_pages += std::uint64_t{planes_} * (pages_for(tokens) - pages_for(r.tokens));
   r.tokens = tokens;
   const bool is_short = r.room - tokens <= ahead_tokens_ && r.room < geometry_.tokens_max;

@@ -111,18 +111,18 @@ class KvPool {
   };
   struct Row {
     std::uint64_t tokens = 0;
-    std::uint64_t room = 0;   // tokens whose pages are all mapped
-    std::uint64_t goal = 0;   // tokens that a step under way needs
-    std::uint64_t step = 0;   // the last one that named it
-    std::uint32_t high = 0;   // from this page on nothing is mapped
+    std::uint64_t room = 0;  // tokens whose pages are all mapped
+    std::uint64_t goal = 0;  // tokens that a step under way needs
+    std::uint64_t step = 0;  // the last one that named it
+    std::uint32_t high = 0;  // from this page on nothing is mapped
     State state = State::kFree;
-    bool busy = false;        // claimed
-    bool queued = false;      // for the thread
-    bool shares = false;      // a page of it may be another's too
+    bool busy = false;    // claimed
+    bool queued = false;  // for the thread
+    bool shares = false;  // a page of it may be another's too
     bool pinned = false;
-    bool is_cold = false;     // the daemon has been told so
-    bool is_wanted = false;   // the thread brings it back
-    Parked* parked = nullptr; // owned
+    bool is_cold = false;      // the daemon has been told so
+    bool is_wanted = false;    // the thread brings it back
+    Parked* parked = nullptr;  // owned
   };
   struct Held {
     Frame frame;
@@ -160,7 +160,6 @@ class KvPool {
   std::uint64_t spare_pages() const REQUIRES(lock_);
   std::uint64_t length_of(std::uint32_t row) const EXCLUDES(lock_);
   void touch(std::uint32_t row) EXCLUDES(lock_);
-  // One more token, where it is 0.
   void grow(std::uint32_t row, std::uint64_t tokens) REQUIRES(lock_);
 
   static void* thread_main(void* self);
@@ -234,7 +233,7 @@ class KvPool {
   std::size_t queue_count_ GUARDED_BY(lock_) = 0;
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t step_ GUARDED_BY(lock_) = 0;
-  bool scans_ GUARDED_BY(lock_) = false;    // the thread looks for what has become cold
+  bool scans_ GUARDED_BY(lock_) = false;  // the thread looks for what has become cold
   bool stop_ GUARDED_BY(lock_) = false;
   bool working_ GUARDED_BY(lock_) = false;  // the thread is
   std::uint32_t work_seen_ GUARDED_BY(lock_) = 0;

@@ -106,14 +106,10 @@ KVMEM_EXPORTED int kvmem_region_create(size_t size_bytes, const kvmem_region_opt
       (options != nullptr && options->size < sizeof *options)) {
     return -EINVAL;
   }
-  if (g_settings.off) return -ENOTSUP;
-  Op op{};
-  op.kind = Op::Kind::kCreate;
-  op.size_bytes = size_bytes;
-  op.is_heap = true;
-  op.tag = options != nullptr && options->tag != nullptr ? options->tag : kvmem::tag();
-  const int error = ask(op);
-  if (error == 0) *address = reinterpret_cast<void*>(op.address);
+  const char* tag = options != nullptr && options->tag != nullptr ? options->tag : kvmem::tag();
+  const int saved = errno;
+  const int error = kvmem::host::create(size_bytes, tag, address);
+  errno = saved;
   return error;
 }
 

@@ -12,8 +12,6 @@
 
 namespace kvmem::device {
 
-// Memory for what is stored: a host region, or without a daemon the process's own. No child of a
-// fork has a use for it.
 unsigned char* make_bank(std::size_t size_bytes, const char* tag) {
   if (void* region = host::allocate(size_bytes, /*is_heap=*/true, tag); region != nullptr) {
     (void)host::advise(reinterpret_cast<std::uintptr_t>(region), size_bytes, MADV_DONTFORK);

@@ -1,6 +1,6 @@
 // Parking: this process's GPU memory in host regions, and the gate closed, until it is woken.
 //
-// The keeper's thread only.
+// The keeper's thread only, but for the banks.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,10 @@ Status park_more(const char* only, const char* why);
 // Every page back, then the gate opens. Waits for as long as others leave no room.
 void wake();
 
-// Frees what a region's pages are stored in; null: nothing is.
+// Memory for what is stored: a host region, or without a daemon the process's own. No child of a
+// fork has a use for it. Any thread. Null: there is none.
+unsigned char* make_bank(std::size_t size_bytes, const char* tag);
+// Frees it; null: nothing is stored.
 void give_up_bank(unsigned char* bank, std::size_t size_bytes);
 
 }  // namespace kvmem::device

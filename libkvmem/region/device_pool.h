@@ -106,9 +106,9 @@ class DevicePool {
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t pages_max_ GUARDED_BY(lock_);
   std::uint64_t expected_ GUARDED_BY(lock_) = 0;  // pages, that have not been taken yet
-  bool rests_ GUARDED_BY(lock_) = false;     // trimmed, or the device is full: no page ahead
-  bool busy_ GUARDED_BY(lock_) = false;      // the thread is filling up
-  bool creating_ GUARDED_BY(lock_) = false;  // and is in the middle of a page
+  bool rests_ GUARDED_BY(lock_) = false;          // trimmed, or the device is full: no page ahead
+  bool busy_ GUARDED_BY(lock_) = false;           // the thread is filling up
+  bool creating_ GUARDED_BY(lock_) = false;       // and is in the middle of a page
   bool stop_ GUARDED_BY(lock_) = false;
 
   mutable sys::FutexWord changed_{0};  // counted up whenever the thread should look again

@@ -94,6 +94,23 @@ void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
   return error == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
 }
 
+int create(std::size_t size_bytes, const char* tag, void** out) {
+  if (g_settings.off) return -ENOTSUP;
+  Op op{};
+  op.kind = Kind::kCreate;
+  op.size_bytes = size_bytes;
+  op.is_heap = true;
+  op.tag = tag;
+  int error = 0;
+  {
+    LockGuard guard(g_agent_lock);
+    error = ask_agent(op);
+  }
+  keep_descriptors();
+  if (error == 0) *out = reinterpret_cast<void*>(op.address);
+  return error;
+}
+
 void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) {
   struct stat s;
   if (sys::call(SYS_fstat, fd, sys::arg(&s)) != 0 || !S_ISREG(s.st_mode)) return nullptr;
@@ -165,6 +182,24 @@ bool resize_in_place(void* p, std::size_t size_bytes) {
   }
   r->size_bytes = size_bytes;
   return true;
+}
+
+int alias(std::uint64_t address, std::size_t size_bytes, std::uint64_t source) {
+  const Region* r = table::region_at(address);
+  if (r == nullptr) return -EINVAL;
+  Op op = range_op(Kind::kAlias, address, size_bytes, 0);
+  op.offset = source - r->begin;
+  return carry_out(op);
+}
+
+int drop_pages(std::uint64_t address, std::size_t size_bytes) {
+  Op op = range_op(Kind::kDropPages, address, size_bytes, 0);
+  return carry_out(op);
+}
+
+int advise_pages(std::uint64_t address, std::size_t size_bytes, wire::Advice advice) {
+  Op op = range_op(Kind::kAdviseDaemon, address, size_bytes, static_cast<int>(advice));
+  return carry_out(op);
 }
 
 int unmap(std::uint64_t address, std::uint64_t size_bytes) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "region/arena.h"
+#include "wire/protocol.h"
 
 namespace kvmem::host {
 
@@ -23,6 +24,8 @@ void install(char* const* environment);
 // A fresh zero-filled region, 2 MiB aligned, for malloc and friends (`is_heap`: release() frees
 // it) or for mmap. nullptr: kvmem cannot serve, pass through.
 void* allocate(std::size_t size_bytes, bool is_heap, const char* tag = nullptr);
+// As allocate(is_heap), with the reason: 0, or -errno of kvmem_region_create.
+int create(std::size_t size_bytes, const char* tag, void** out);
 // A read-only region whose bytes are the file's, in place of mmap(nullptr, size_bytes, PROT_READ,
 // flags, fd, offset). nullptr: pass through. REQUIRES: offset is a multiple of 2 MiB.
 void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset);
@@ -35,6 +38,15 @@ bool release(void* p);
 std::size_t size_of(const void* p);
 // Within the region's pages: changes the size in place. False: it does not fit.
 bool resize_in_place(void* p, std::size_t size_bytes);
+
+// Whole pages of one region. At [address, address + size_bytes) lies from now on what lies at
+// `source` in the beginning, until it is called with `source` = `address`. The engine touches none
+// of this meanwhile. -ENOSPC: too much lies at several addresses; -ENOTCONN: it is no daemon's.
+int alias(std::uint64_t address, std::size_t size_bytes, std::uint64_t source);
+// What lies there in the beginning, wherever it lies now, is zeroes again and takes no memory.
+int drop_pages(std::uint64_t address, std::size_t size_bytes);
+// What lies there in the beginning, wherever it lies now, is advised on.
+int advise_pages(std::uint64_t address, std::size_t size_bytes, wire::Advice advice);
 
 int unmap(std::uint64_t address, std::uint64_t size_bytes);
 int protect(std::uint64_t address, std::uint64_t size_bytes, int prot);

@@ -61,7 +61,10 @@ Region* new_region() {
   return new (&regions[index]) Region;
 }
 
+constexpr std::uint64_t kAliasBytes = align_up(kAliasesMax * sizeof(Region::Alias), kOsPageBytes);
+
 void free_region(Region& r) {
+  if (r.aliases != nullptr) sys::munmap(reinterpret_cast<std::uintptr_t>(r.aliases), kAliasBytes);
   r = Region{};
   r.next_free = region_free;
   region_free = index_of(r);
@@ -181,15 +184,16 @@ void retag(Region& r, std::uint64_t address, std::uint64_t pages, PageKind kind)
 
 // --- making a region ---
 
-// Maps the memfd over pages of the region that the engine owns and registers them. 0 or -errno.
-int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot) {
+// Maps the memfd, from page `target` on, over pages of the region that the engine owns and
+// registers them. 0 or -errno.
+int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot, std::uint64_t target) {
   const bool is_origin = r.kind == wire::RegionKind::kOrigin;
   const std::uint64_t address = r.begin + bytes(page);
   // An origin region is mapped privately from a descriptor without write permission: the copy is
   // shared with other engines, which must be safe from this one.
   const long at = sys::mmap(address, bytes(pages), is_origin ? PROT_READ : kReadWrite,
                             (is_origin ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE | MAP_FIXED,
-                            r.memfd, bytes(r.first_page + page));
+                            r.memfd, bytes(r.first_page + target));
   if (sys::is_error(at)) return static_cast<int>(at);
   // A child's mapping would carry no userfaultfd: an absent page would read as zeroes there, and
   // writes would reach the parent.
@@ -340,7 +344,8 @@ int create(Op& op) {
   r->id = reply.region_id;
   error = adopt(*r, reply, received);
   if (error == 0) {
-    error = map_pages(*r, 0, pages, r->kind == wire::RegionKind::kOrigin ? PROT_READ : kReadWrite);
+    error =
+        map_pages(*r, 0, pages, r->kind == wire::RegionKind::kOrigin ? PROT_READ : kReadWrite, 0);
     if (error == 0) error = announce(*r);
     if (error != 0) arena::reserve(address, bytes(pages));
   }
@@ -361,6 +366,99 @@ int create(Op& op) {
   return 0;
 }
 
+// --- pages at addresses of others ---
+
+// What lies at a page of the region.
+std::uint64_t target_of(const Region& r, std::uint64_t page) {
+  for (std::uint32_t i = 0; i < r.alias_count; ++i) {
+    const Region::Alias& a = r.aliases[i];
+    if (page - a.page < a.page_count) return a.target + (page - a.page);
+  }
+  return page;
+}
+
+bool is_target(const Region& r, std::uint64_t page) {
+  for (std::uint32_t i = 0; i < r.alias_count; ++i) {
+    const Region::Alias& a = r.aliases[i];
+    if (page - a.target < a.page_count) return true;
+  }
+  return false;
+}
+
+// REQUIRES: room for two more.
+void set_alias(Region& r, const Region::Alias& alias) {
+  const std::uint64_t begin = alias.page, end = alias.page + alias.page_count;
+  const std::uint32_t count = r.alias_count;
+  r.alias_count = 0;
+  Region::Alias rest[2];
+  unsigned rests = 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const Region::Alias a = r.aliases[i];
+    const std::uint64_t a_end = a.page + a.page_count;
+    if (a_end <= begin || a.page >= end) {
+      r.aliases[r.alias_count++] = a;
+      continue;
+    }
+    // At most one reaches beyond each end.
+    if (a.page < begin) rest[rests++] = {a.page, a.target, begin - a.page};
+    if (a_end > end) rest[rests++] = {end, a.target + (end - a.page), a_end - end};
+  }
+  for (unsigned i = 0; i < rests; ++i) r.aliases[r.alias_count++] = rest[i];
+  if (alias.page != alias.target) r.aliases[r.alias_count++] = alias;
+}
+
+int tell_alias(const Region& r, const Region::Alias& alias) {
+  wire::Request request;
+  request.op = wire::Op::kRegionAlias;
+  request.region_id = r.id;
+  request.address = r.begin;
+  request.first_page = r.first_page + alias.page;
+  request.page_count = alias.page_count;
+  request.origin_offset = bytes(r.first_page + alias.target);
+  wire::Reply reply;
+  return session().request(request, nullptr, 0, &reply, nullptr);
+}
+
+int alias(const Op& op) {
+  const PageTag tag = arena::tag(op.address);
+  Region& r = regions[tag.region];
+  const std::uint64_t pages = op.size_bytes >> kPageShift;
+  const Region::Alias alias{page_of(r, op.address), op.offset >> kPageShift, pages};
+  if (tag.kind != PageKind::kManaged || r.id == 0) return -ENOTCONN;  // ordinary memory by now
+  if (alias.page + pages > r.page_count || alias.target + pages > r.page_count) return -EINVAL;
+  if (r.aliases == nullptr) {
+    const long at =
+        sys::mmap(0, kAliasBytes, kReadWrite, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (sys::is_error(at)) return static_cast<int>(at);
+    r.aliases = reinterpret_cast<Region::Alias*>(at);
+  }
+  if (r.alias_count + 2 >= kAliasesMax) return -ENOSPC;
+  // The daemon first: its reply means that it has nothing under way there. One that is away is told
+  // when it is back.
+  if (const int error = tell_alias(r, alias); error != 0 && error != -EPIPE) return error;
+  set_alias(r, alias);
+  return map_pages(r, alias.page, pages, tag.prot, alias.target);
+}
+
+int drop_pages(const Op& op) {
+  const PageTag tag = arena::tag(op.address);
+  if (tag.kind != PageKind::kManaged) return -ENOTCONN;
+  const Region& r = regions[tag.region];
+  return ask_range(wire::Op::kDiscard, r, page_of(r, op.address), op.size_bytes >> kPageShift);
+}
+
+// The region's own pages there are not needed, but for those that lie elsewhere too.
+void discard_own(const Region& r, std::uint64_t page, std::uint64_t pages) {
+  for (std::uint64_t end = page + pages; page < end;) {
+    std::uint64_t run = page;
+    while (run < end && (r.alias_count == 0 || !is_target(r, run))) {
+      run = r.alias_count == 0 ? end : run + 1;
+    }
+    if (run > page) (void)ask_range(wire::Op::kDiscard, r, page, run - page);
+    page = run + 1;
+  }
+}
+
 // --- taking pages out of management ---
 
 // Threads that wait for a fault of the range find what is mapped there now.
@@ -374,7 +472,7 @@ void after_unmanaged(Region& r, std::uint64_t address, std::uint64_t pages, Page
   if (pages == r.managed_pages) {
     detach(r);
   } else {
-    (void)ask_range(wire::Op::kDiscard, r, page, pages);
+    discard_own(r, page, pages);
   }
   retag(r, address, pages, kind);
 }
@@ -387,7 +485,7 @@ void drop_managed(Region& r, std::uint64_t address, std::uint64_t pages) {
   if (pages == r.managed_pages) {
     detach(r);
   } else {
-    (void)ask_range(wire::Op::kDiscard, r, page, pages);
+    discard_own(r, page, pages);
   }
   arena::reserve(address, bytes(pages));
   wake(address, pages);
@@ -497,7 +595,7 @@ long copy_target(Op& op, std::uint64_t address, std::uint64_t pages) {
 // holds writers back while the memfd is read; they go on in the copy. `pages`: as many are to
 // follow, this one included.
 int copy_out(Region& r, std::uint64_t address, std::uint64_t pages, const PageTag& tag, Op& op) {
-  const std::uint64_t page = page_of(r, address);
+  const std::uint64_t page = target_of(r, page_of(r, address));
   const long copy = copy_target(op, address, pages);
   if (sys::is_error(copy)) return static_cast<int>(copy);
   const std::uint64_t target = static_cast<std::uint64_t>(copy);
@@ -952,7 +1050,8 @@ int claim_clone(Region& r) {
   r.id = reply.region_id;
   error = adopt(r, reply, received);
   for_managed(r, [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
-    if (error == 0) error = map_pages(r, page_of(r, at), pages, tag.prot);
+    const std::uint64_t page = page_of(r, at);
+    if (error == 0) error = map_pages(r, page, pages, tag.prot, page);
   });
   if (error == 0) error = announce(r);
   if (error != 0) detach(r);
@@ -1007,7 +1106,7 @@ int on_command(const wire::AgentCommand& command) {
           Region& r = regions[tag.region];
           for (std::uint64_t p = 0; p < pages; ++p) {
             const std::uint64_t page = at + bytes(p);
-            if (state_of(r, page_of(r, page)) != PageState::kLost) continue;
+            if (state_of(r, target_of(r, page_of(r, page))) != PageState::kLost) continue;
             // A mapping beyond the end of its file: access raises SIGBUS.
             const long empty =
                 sys::call(SYS_memfd_create, sys::arg("kvmem-lost"), 1 /* MFD_CLOEXEC */);
@@ -1064,9 +1163,14 @@ int resume(Region& r) {
   request.size_bytes = r.size_bytes;
   request.origin_offset = r.origin_offset;
   if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
+  if (r.alias_count != 0) request.flags |= wire::Request::kAliased;
   const int fds[] = {r.memfd, r.residency_fd, r.file};
   wire::Reply reply;
-  const int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
+  int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
+  for (std::uint32_t i = 0; error == 0 && i < r.alias_count; ++i) {
+    error = tell_alias(r, r.aliases[i]);
+  }
+  if (error == 0 && r.alias_count != 0) error = announce(r);
   if (error == -EPIPE) return -EPIPE;
   if (error != 0) {
     reply.message[sizeof reply.message - 1] = 0;
@@ -1095,7 +1199,7 @@ int on_resumed() {
     (void)for_spans(r.begin, r.end(),
                     [&](const PageTag& tag, std::uint64_t at, std::uint64_t pages) {
                       if (tag.kind != PageKind::kManaged || tag.region != i) {
-                        (void)ask_range(wire::Op::kDiscard, r, page_of(r, at), pages);
+                        discard_own(r, page_of(r, at), pages);
                       }
                       return 0;
                     });
@@ -1205,6 +1309,10 @@ int carry_out(Op& op) {
       return fork_end(op);
     case Op::Kind::kForkChild:
       return claim_in_child();
+    case Op::Kind::kAlias:
+      return alias(op);
+    case Op::Kind::kDropPages:
+      return drop_pages(op);
     case Op::Kind::kAdviseDaemon:
       return advise_daemon(op);
     case Op::Kind::kStats:

@@ -29,6 +29,11 @@ struct Region {
   int memfd = -1;
   int residency_fd = -1;
   int file = -1;
+  // Pages of the region that lie at addresses of others, by address; null: none ever did.
+  struct Alias {
+    std::uint64_t page, target, page_count;
+  }* aliases = nullptr;
+  std::uint32_t alias_count = 0;
   wire::RegionKind kind = wire::RegionKind::kAnonymous;
   bool is_heap = false;
   std::uint32_t next_free = 0;
@@ -43,6 +48,7 @@ namespace table {
 // Bounded by this, by descriptors (three a region in the agent's own table) and by
 // vm.max_map_count; beyond any of them allocations pass through.
 inline constexpr std::uint32_t kRegionsMax = 65535;
+inline constexpr std::uint32_t kAliasesMax = 16384;  // of a region
 
 // Before the first call.
 void install();
@@ -64,6 +70,8 @@ struct Op {
     kForkBegin,
     kForkEnd,
     kForkChild,
+    kAlias,      // pages at `offset` of the region at [address, address + size_bytes)
+    kDropPages,  // pages of the region that lie at the range unless others do: zeroes again
     kAdviseDaemon,
     kStats,
     kResidency,

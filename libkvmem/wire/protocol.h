@@ -23,9 +23,17 @@
 //   engine: RegionMapped{address}         -> Reply
 // From here the daemon answers the range's faults.
 //
+// Pages at more than one address (regions without an origin):
+//   engine: RegionAlias{region_id, address, first_page, page_count, origin_offset}
+//                                         -> Reply; then the engine maps and registers them.
+// At the addresses of pages [first_page, first_page + page_count) of the region that is mapped at
+// `address` lie those at origin_offset; their own again, where that is their own offset.
+//
 // After a daemon's restart the engine opens a session with Hello{kResume, session_id} + [lease],
 // arms it with the same userfaultfd, and gives each region back with RegionResume + [memfd, table,
 // file].
+// One with aliases it gives back with kAliased, then them, then RegionMapped: nobody's fault may be
+// answered before they are known.
 //
 // Forking (regions without an origin; others are mapped from their file by the child):
 //   parent: ForkBegin                     -> Reply{fork_token}; from here no write to a region
@@ -80,6 +88,8 @@ enum class Op : std::uint16_t {
   kCachePut = 19,
   kCacheWait = 20,      // region_id: as Begin's reply says
   kCacheComputed = 21,  // first_page, page_count: blocks of a prompt; time_us: what they took
+
+  kRegionAlias = 22,
 };
 
 enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
@@ -121,6 +131,7 @@ struct Request {
   static constexpr std::uint16_t kPartial = 8;   // CacheBegin: the last block is not full
   static constexpr std::uint16_t kMayCompute = 16;  // CacheBegin: stored blocks, if that is sooner,
   static constexpr std::uint16_t kOverlaps = 32;    // and while others are read
+  static constexpr std::uint16_t kAliased = 64;     // RegionResume: RegionMapped follows
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
@@ -128,7 +139,8 @@ struct Request {
   std::uint64_t first_page = 0;  // of the range within the region
   std::uint64_t page_count = 0;
   std::uint64_t size_bytes = 0;     // RegionCreate: bytes asked for, before rounding to pages
-  std::uint64_t origin_offset = 0;  // RegionCreate: of the mapping in the file; whole pages
+  std::uint64_t origin_offset = 0;  // RegionCreate: of the mapping in the file; RegionAlias: of the
+                                    // pages in the region; whole pages
   std::uint64_t fork_token = 0;
   RegionKind kind = RegionKind::kAnonymous;
   Advice advice = Advice::kNormal;

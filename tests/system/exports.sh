@@ -22,7 +22,11 @@ newest=$(readelf -VW "$library" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
 exported=$(readelf --dyn-syms -W "$library" | awk '$7 != "UND" && $5 != "LOCAL" && NR > 3 {print $8}' | sort | tr '\n' ' ')
 wanted="KVMEM_1.0 aligned_alloc calloc free kvmem_advise@@KVMEM_1.0 kvmem_cache_begin@@KVMEM_1.0 \
 kvmem_cache_close@@KVMEM_1.0 kvmem_cache_computed@@KVMEM_1.0 kvmem_cache_contains@@KVMEM_1.0 kvmem_cache_end@@KVMEM_1.0 kvmem_cache_open@@KVMEM_1.0 \
-kvmem_cache_plan@@KVMEM_1.0 kvmem_cache_put@@KVMEM_1.0 kvmem_cache_stats@@KVMEM_1.0 kvmem_cache_wait@@KVMEM_1.0 kvmem_park@@KVMEM_1.0 kvmem_region_create@@KVMEM_1.0 \
+kvmem_cache_plan@@KVMEM_1.0 kvmem_cache_put@@KVMEM_1.0 kvmem_cache_stats@@KVMEM_1.0 kvmem_cache_wait@@KVMEM_1.0 kvmem_park@@KVMEM_1.0 kvmem_pool_create@@KVMEM_1.0 \
+kvmem_pool_destroy@@KVMEM_1.0 kvmem_pool_fits@@KVMEM_1.0 kvmem_pool_predict@@KVMEM_1.0 kvmem_pool_stats@@KVMEM_1.0 kvmem_pool_step@@KVMEM_1.0 \
+kvmem_pool_view@@KVMEM_1.0 kvmem_seq_close@@KVMEM_1.0 kvmem_seq_extend@@KVMEM_1.0 kvmem_seq_fork@@KVMEM_1.0 kvmem_seq_open@@KVMEM_1.0 \
+kvmem_seq_park@@KVMEM_1.0 kvmem_seq_pin@@KVMEM_1.0 kvmem_seq_prefetch@@KVMEM_1.0 kvmem_seq_resume@@KVMEM_1.0 kvmem_seq_truncate@@KVMEM_1.0 \
+kvmem_region_create@@KVMEM_1.0 \
 kvmem_region_destroy@@KVMEM_1.0 kvmem_residency@@KVMEM_1.0 kvmem_set_tag@@KVMEM_1.0 kvmem_stats@@KVMEM_1.0 \
 kvmem_strerror@@KVMEM_1.0 kvmem_version@@KVMEM_1.0 madvise malloc malloc_usable_size memalign mlock \
 mlock2 mmap mmap64 mprotect mremap munlock munmap posix_madvise posix_memalign pthread_exit pvalloc realloc \

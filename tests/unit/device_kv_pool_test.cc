@@ -56,8 +56,8 @@ class Pool : public test::DeviceTest {
         }};
     pauses_ = 0;
     banked_ = 0;
-    auto backing =
-        DeviceBacking::create(pool(options), g.pool_bytes() / g.page_bytes, kHooks, "kv");
+    auto backing = DeviceBacking::create(cuda::PrimaryContext(0), pool(options),
+                                         g.pool_bytes() / g.page_bytes, kHooks, "kv");
     EXPECT_TRUE(backing.ok());
     auto made = KvPool::create(g, *std::move(backing));
     EXPECT_TRUE(made.ok());
@@ -73,9 +73,8 @@ class Pool : public test::DeviceTest {
   std::size_t mismatches(const KvPool& kv, std::uint32_t row, std::uint64_t token,
                          unsigned char value) const {
     std::size_t count = 0;
-    for_pieces(kv, row, token, [&](CUdeviceptr at, std::size_t bytes) {
-      count += wrong(at, bytes, value);
-    });
+    for_pieces(kv, row, token,
+               [&](CUdeviceptr at, std::size_t bytes) { count += wrong(at, bytes, value); });
     return count;
   }
   std::uint32_t opened(KvPool& kv) {
@@ -160,8 +159,7 @@ TEST_F(Pool, StepsFindTheirPagesMappedAhead) {
   EXPECT_EQ(*kv->tokens(rows[0]), 23U);
   EXPECT_EQ(stats.steps, 21U);
   const Geometry g = geometry();
-  EXPECT_EQ(stats.grown_pages,
-            g.row_pages(23) - g.row_pages(2) + g.row_pages(28) - g.row_pages(7));
+  EXPECT_EQ(stats.grown_pages, g.row_pages(23) - g.row_pages(2) + g.row_pages(28) - g.row_pages(7));
   EXPECT_LE(stats.late_pages, 2U);  // of the first step
 }
 
@@ -430,8 +428,7 @@ TEST_P(RandomPool, SeesTheBytesItWrote) {
     std::vector<unsigned char>& tokens = model[row];
     if (what <= 4) {
       const std::uint64_t length = std::min<std::uint64_t>(32, tokens.size() + random() % 7);
-      const Status status =
-          what == 4 ? kv->step(&row, &length, 1) : kv->extend(row, length);
+      const Status status = what == 4 ? kv->step(&row, &length, 1) : kv->extend(row, length);
       ASSERT_TRUE(status.ok() || status.code() == Code::kNoMemory) << status.what();
       if (!status.ok()) continue;
       while (tokens.size() < length) {

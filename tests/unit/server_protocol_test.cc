@@ -210,6 +210,25 @@ class ServerProtocol : public ::testing::Test {
     return json::parse(text);
   }
 
+  static std::uint8_t* reserve_pages(std::size_t pages) {
+    void* reserve = ::mmap(nullptr, (pages + 1) * kPageBytes, PROT_NONE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return reinterpret_cast<std::uint8_t*>(
+        align_up(reinterpret_cast<std::uint64_t>(reserve), kPageBytes));
+  }
+  // As an engine does, before or after it says so.
+  void map_pages(std::uint8_t* at, std::size_t pages, int memory, std::size_t first_page) {
+    const std::size_t size = pages * kPageBytes;
+    ASSERT_NE(::mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
+                     memory, static_cast<off_t>(first_page * kPageBytes)),
+              MAP_FAILED);
+    uffdio_register argument{};
+    argument.range = {reinterpret_cast<std::uint64_t>(at), size};
+    argument.mode =
+        UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
+    ASSERT_EQ(::ioctl(userfault_.get(), UFFDIO_REGISTER, &argument), 0);
+  }
+
   std::filesystem::path directory_;
   std::string socket_path_;
   UniqueFd userfault_;
@@ -227,18 +246,8 @@ TEST_F(ServerProtocol, ARegionIsCreatedServedAndGivenBack) {
   ASSERT_EQ(created.fds.size(), 2U);
   EXPECT_EQ(created.reply.page_count, 40U);
   const std::size_t size = 40 * kPageBytes;
-  void* reserve = ::mmap(nullptr, size + kPageBytes, PROT_NONE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  auto* at = reinterpret_cast<std::uint8_t*>(
-      align_up(reinterpret_cast<std::uint64_t>(reserve), kPageBytes));
-  ASSERT_NE(::mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-                   created.fds[0].get(), 0),
-            MAP_FAILED);
-  uffdio_register argument{};
-  argument.range = {reinterpret_cast<std::uint64_t>(at), size};
-  argument.mode =
-      UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
-  ASSERT_EQ(::ioctl(userfault_.get(), UFFDIO_REGISTER, &argument), 0);
+  std::uint8_t* const at = reserve_pages(40);
+  map_pages(at, 40, created.fds[0].get(), 0);
   Request mapped;
   mapped.op = Op::kRegionMapped;
   mapped.region_id = created.reply.region_id;
@@ -263,6 +272,76 @@ TEST_F(ServerProtocol, ARegionIsCreatedServedAndGivenBack) {
   for (int i = 0; i < 1000 && after["tiers"][0]["used_bytes"] != 0; ++i) after = status();
   EXPECT_EQ(after["tiers"][0]["used_bytes"], 0);
   EXPECT_EQ(after["tiers"][1]["used_bytes"], 0);
+}
+
+TEST_F(ServerProtocol, PagesAtSeveralAddressesAreTheSamePages) {
+  auto engine = open_session(userfault_.get());
+  Request request;
+  request.op = Op::kRegionCreate;
+  request.size_bytes = 40 * kPageBytes;
+  Answer created = engine->client.ask(request);
+  ASSERT_EQ(created.reply.error, 0) << created.reply.message;
+  const int memory = created.fds[0].get();
+  std::uint8_t* const at = reserve_pages(40);
+  map_pages(at, 40, memory, 0);
+  request.op = Op::kRegionMapped;
+  request.region_id = created.reply.region_id;
+  request.address = reinterpret_cast<std::uint64_t>(at);
+  ASSERT_EQ(engine->client.ask(request).reply.error, 0);
+
+  request.op = Op::kRegionAlias;
+  const auto alias = [&](std::uint64_t page, std::uint64_t count, std::uint64_t target) {
+    request.first_page = page;
+    request.page_count = count;
+    request.origin_offset = target * kPageBytes;
+    const int error = engine->client.ask(request).reply.error;
+    if (error == 0) map_pages(at + page * kPageBytes, count, memory, target);
+    return error;
+  };
+  // (16 frames: what is written leaves, and comes back at either address.)
+  const auto write = [&](std::size_t page, unsigned value) {
+    at[page * kPageBytes + 77] = static_cast<std::uint8_t>(value);
+  };
+  const auto read = [&](std::size_t page) { return unsigned{at[page * kPageBytes + 77]}; };
+  ASSERT_EQ(alias(10, 6, 0), 0);
+  for (unsigned round = 1; round < 4; ++round) {
+    for (std::size_t page = 0; page < 6; ++page) write(round % 2 * 10 + page, 10 * round + page);
+    for (std::size_t page = 16; page < 40; ++page) write(page, round);
+    for (std::size_t page = 0; page < 6; ++page) {
+      ASSERT_EQ(read(page), 10 * round + page);
+      ASSERT_EQ(read(10 + page), 10 * round + page);
+    }
+  }
+  // One in the middle is its own again, the one after it another's.
+  ASSERT_EQ(alias(12, 1, 12), 0);
+  ASSERT_EQ(alias(13, 1, 5), 0);
+  EXPECT_EQ(read(12), 0U);
+  write(12, 99);
+  for (std::size_t page = 16; page < 40; ++page) write(page, page);
+  EXPECT_EQ(read(12), 99U);
+  EXPECT_EQ(read(2), 32U);
+  for (const std::size_t page : {0, 1, 4, 5}) EXPECT_EQ(read(10 + page), 30 + page);
+  EXPECT_EQ(read(13), 35U);
+
+  EXPECT_EQ(alias(38, 3, 0), -EINVAL);
+  EXPECT_EQ(alias(0, 3, 38), -EINVAL);
+  EXPECT_EQ(alias(0, 0, 3), -EINVAL);
+  EXPECT_EQ(alias(~std::uint64_t{0}, 1, 0), -EINVAL);
+  EXPECT_EQ(alias(0, ~std::uint64_t{0}, 0), -EINVAL);
+  request.origin_offset = 77;
+  request.first_page = 0;
+  request.page_count = 1;
+  EXPECT_EQ(engine->client.ask(request).reply.error, -EINVAL);
+  request.address += 1;
+  EXPECT_LT(engine->client.ask(request).reply.error, 0);
+  request.region_id += 1;
+  EXPECT_EQ(engine->client.ask(request).reply.error, -ENOENT);
+
+  engine.reset();
+  json after = status();
+  for (int i = 0; i < 1000 && !after["regions"].empty(); ++i) after = status();
+  EXPECT_TRUE(after["regions"].empty());
+  EXPECT_EQ(after["tiers"][0]["used_bytes"], 0);
 }
 
 TEST_F(ServerProtocol, AnEngineThatDiesGivesEverythingBack) {
