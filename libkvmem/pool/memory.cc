@@ -118,9 +118,6 @@ Status KvPool::fill(std::uint32_t row, std::uint32_t end, Means means) {
         KV_TRY(obtain(page_of(row, run.plane, run.first), run.count, means, frames));
         const Status mapped = adopt(row, run, frames);
         if (!mapped.ok()) backing_->give_back(frames, run.count);
-        if (mapped.ok() && means == Means::kSpare) {
-          backing_->populate(page_of(row, run.plane, run.first), run.count);
-        }
         return mapped;
       });
 }
@@ -201,7 +198,7 @@ Status KvPool::scrub(std::uint32_t row) {
 
 Status KvPool::share(std::uint32_t parent, std::uint32_t child, std::uint64_t tokens,
                      void* stream) {
-  const std::uint64_t bytes = tokens * geometry_.token_stride();
+  const std::uint64_t bytes = tokens * token_stride_;
   const auto full = static_cast<std::uint32_t>(bytes >> page_shift_);
   const std::uint64_t part = bytes & (geometry_.page_bytes - 1);
   {
@@ -249,7 +246,7 @@ Status KvPool::share_run(std::uint32_t parent, std::uint32_t child, const Run& r
 }
 
 Status KvPool::unshare(std::uint32_t row, std::uint64_t tokens) {
-  const std::uint64_t bytes = tokens * geometry_.token_stride();
+  const std::uint64_t bytes = tokens * token_stride_;
   const auto first = static_cast<std::uint32_t>(bytes >> page_shift_);
   const std::uint64_t part = bytes & (geometry_.page_bytes - 1);
   {

@@ -10,6 +10,10 @@ constexpr Status kNoSequence(Code::kInvalid, "no such sequence is open");
 constexpr Status kNoLength(Code::kInvalid, "the length is none that the sequence can have");
 constexpr std::uint64_t kScanSteps = 64;    // between looks for sequences that have become cold
 constexpr std::uint64_t kColdSteps = 1024;  // that did not name it
+// While the engine steps the thread looks by itself: waking it would cost a step more than all else
+// it does (an interrupt to an idle processor, 150 us in a virtual machine).
+constexpr std::uint64_t kLookNs = 2'000'000;
+constexpr unsigned kLooksIdle = 50;  // without a step: it sleeps until it is woken
 
 }  // namespace
 
@@ -18,15 +22,18 @@ Result<Owned<KvPool>> KvPool::create(const Geometry& geometry, Owned<Backing> ba
   if (room == nullptr) return Status(Code::kNoMemory, "a KV pool");
   Owned<KvPool> pool(::new (room) KvPool(geometry, std::move(backing)));
   const LockGuard guard(pool->lock_);
-  pool->table_bytes_ =
-      align_up(sizeof(std::uint32_t) * geometry.sequences_max * pool->row_pages_ * pool->planes_,
-               kOsPageBytes);
-  const long table = sys::mmap(0, pool->table_bytes_, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (sys::is_error(table)) return Status(Code::kNoMemory, "a KV pool's table");
-  pool->table_ = reinterpret_cast<std::uint32_t*>(table);
-  if (!pool->rows_.resize(geometry.sequences_max) || !pool->queue_.resize(geometry.sequences_max) ||
-      !pool->held_.resize(1)) {
+  const std::uint64_t pages = geometry.sequences_max * pool->row_pages_ * pool->planes_;
+  const std::uint64_t rows_bytes = geometry.sequences_max * sizeof(Row);
+  const std::uint64_t bytes = align_up(rows_bytes + pages * sizeof(std::uint32_t), kOsPageBytes);
+  const long tables = sys::mmap(0, bytes, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (sys::is_error(tables)) return Status(Code::kNoMemory, "a KV pool's tables");
+  pool->tables_.reset({reinterpret_cast<void*>(tables), bytes});
+  Row* const rows = ::new (reinterpret_cast<void*>(tables)) Row[geometry.sequences_max];
+  pool->rows_ = {rows, geometry.sequences_max};
+  pool->table_ = reinterpret_cast<std::uint32_t*>(rows + geometry.sequences_max);
+  if (!pool->queue_.reserve(geometry.sequences_max) ||
+      !pool->untouched_.reserve(geometry.sequences_max) || !pool->held_.resize(1)) {
     return Status(Code::kNoMemory, "a KV pool");
   }
   if (::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) != 0) {
@@ -42,8 +49,8 @@ KvPool::KvPool(const Geometry& geometry, Owned<Backing> backing)
       row_pages_(static_cast<std::uint32_t>(geometry.row_bytes() / geometry.page_bytes)),
       planes_(geometry.planes()),
       page_shift_(static_cast<unsigned>(__builtin_ctzll(geometry.page_bytes))),
-      ahead_tokens_(std::max<std::uint64_t>(2, geometry.page_bytes / geometry.token_stride() / 4)) {
-}
+      token_stride_(geometry.token_stride()),
+      ahead_tokens_(std::max<std::uint64_t>(2, geometry.page_bytes / token_stride_ / 4)) {}
 
 KvPool::~KvPool() {
   {
@@ -58,13 +65,11 @@ KvPool::~KvPool() {
     (void)drop(row, 0);
   }
   if (is_paused) backing_->go_on();
-  if (table_ != nullptr) (void)sys::munmap(reinterpret_cast<std::uintptr_t>(table_), table_bytes_);
 }
 
 std::uint64_t KvPool::tokens_in(std::uint32_t pages) const {
   if (pages >= row_pages_) return geometry_.tokens_max;
-  return std::min(geometry_.tokens_max,
-                  (std::uint64_t{pages} << page_shift_) / geometry_.token_stride());
+  return std::min(geometry_.tokens_max, (std::uint64_t{pages} << page_shift_) / token_stride_);
 }
 
 KvPool::Row* KvPool::open_row(std::uint32_t row) {
@@ -82,20 +87,26 @@ void KvPool::wake() {
   sys::futex_wake(work_, 1);
 }
 
-Status KvPool::claim(std::uint32_t row) {
+void KvPool::claim_any(std::uint32_t row) {
   for (;;) {
     const std::uint32_t seen = changed_.load(std::memory_order_acquire);
     {
       const LockGuard guard(lock_);
-      Row* const r = open_row(row);
-      if (r == nullptr) return kNoSequence;
-      if (!r->busy) {
-        r->busy = true;
-        return {};
-      }
+      if (!std::exchange(rows_[row].busy, true)) return;
     }
     sys::futex_wait(changed_, seen);
   }
+}
+
+Status KvPool::claim(std::uint32_t row) {
+  if (row >= geometry_.sequences_max) return kNoSequence;
+  claim_any(row);
+  {
+    const LockGuard guard(lock_);
+    if (rows_[row].state == State::kOpen) return {};
+  }
+  unclaim(row);
+  return kNoSequence;
 }
 
 void KvPool::unclaim(std::uint32_t row) {
@@ -120,12 +131,22 @@ void KvPool::set_room(std::uint32_t row) {
   r.room = std::max(r.room, tokens_in(page));
 }
 
-void KvPool::enqueue(std::uint32_t row) {
-  if (rows_[row].queued) return;
-  rows_[row].queued = true;
-  std::size_t last = queue_first_ + queue_count_++;
-  if (last >= queue_.size()) last -= queue_.size();
-  queue_[last] = row;
+bool KvPool::Queue::reserve(std::size_t rows) { return ring_.resize(rows) && waits_.resize(rows); }
+
+void KvPool::Queue::push(std::uint32_t row) {
+  if (std::exchange(waits_[row], true)) return;
+  std::size_t last = first_ + count_++;
+  if (last >= ring_.size()) last -= ring_.size();
+  ring_[last] = row;
+}
+
+bool KvPool::Queue::pop(std::uint32_t* row) {
+  if (count_ == 0) return false;
+  *row = ring_[first_];
+  first_ = first_ + 1 == ring_.size() ? 0 : first_ + 1;
+  --count_;
+  waits_[*row] = false;
+  return true;
 }
 
 Status KvPool::find_row(bool bare, std::uint32_t* out) {
@@ -188,7 +209,7 @@ Status KvPool::close(std::uint32_t row) {
     r.shares = is_shared;
     r.pinned = r.is_cold = r.is_wanted = false;
     --stats_.open;
-    if (is_shared) enqueue(row);
+    if (is_shared) queue_.push(row);
   }
   unclaim(row);
   wake();  // to unmap what is shared, or what is too much
@@ -265,8 +286,8 @@ Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std:
           grow(rows[i], tokens != nullptr ? tokens[i] : rows_[rows[i]].tokens + 1);
         }
         ++stats_.steps;
-        if (backing_->is_paged() && stats_.steps % kScanSteps == 0) scans_ = is_work = true;
-        is_work |= queue_count_ != 0 && !working_;
+        if (backing_->is_paged() && stats_.steps % kScanSteps == 0) scans_ = true;
+        is_work = sleeps_ && (!queue_.empty() || scans_);
       }
       // What is there for one of them is not taken for another.
       for (std::size_t i = 0; late != kNone && i < count; ++i) {
@@ -297,7 +318,7 @@ void KvPool::grow(std::uint32_t row, std::uint64_t tokens) {
   r.tokens = tokens;
   const bool is_short = r.room - tokens <= ahead_tokens_ && r.room < geometry_.tokens_max;
   r.is_wanted |= r.is_cold;
-  if (is_short || r.is_wanted) enqueue(row);
+  if (is_short || r.is_wanted) queue_.push(row);
 }
 
 Status KvPool::fork(std::uint32_t parent, std::uint64_t tokens, void* stream,
@@ -313,7 +334,7 @@ Status KvPool::fork(std::uint32_t parent, std::uint64_t tokens, void* stream,
     } else {
       const LockGuard guard(lock_);
       rows_[*child].state = State::kClosing;
-      enqueue(*child);
+      queue_.push(*child);
     }
     unclaim(*child);
   }
@@ -350,7 +371,7 @@ Status KvPool::prefetch(std::uint32_t row) {
     if (r == nullptr) return kNoSequence;
     r->step = step_;
     r->is_wanted = true;
-    enqueue(row);
+    queue_.push(row);
   }
   wake();
   return {};
@@ -409,7 +430,7 @@ void KvPool::wait_until_quiet() const {
     const std::uint32_t seen = quiet_.load(std::memory_order_acquire);
     {
       const LockGuard guard(lock_);
-      if (!working_ && queue_count_ == 0 && work_seen_ == work_.load(std::memory_order_acquire)) {
+      if (!working_ && queue_.empty() && work_seen_ == work_.load(std::memory_order_acquire)) {
         return;
       }
     }
@@ -424,60 +445,60 @@ void* KvPool::thread_main(void* self) {
 }
 
 void KvPool::run() {
-  constexpr std::uint32_t kNone = UINT32_MAX;
+  std::uint64_t steps = 0;
+  unsigned looks = kLooksIdle;  // since the last step
   for (;;) {
     const std::uint32_t seen = work_.load(std::memory_order_acquire);
-    std::uint32_t row = kNone;
+    std::uint32_t row = 0;
+    bool serves = false;
+    bool touches = false;
     {
       const LockGuard guard(lock_);
       if (stop_) return;
       working_ = true;
-      if (queue_count_ > 0) {
-        row = queue_[queue_first_];
-        queue_first_ = queue_first_ + 1 == queue_.size() ? 0 : queue_first_ + 1;
-        --queue_count_;
-        rows_[row].queued = false;
-      }
+      sleeps_ = false;
+      serves = queue_.pop(&row);
+      // What must be there comes before what had better be.
+      touches = !serves && untouched_.pop(&row);
     }
-    if (row != kNone) {
-      serve(row);
-      continue;
-    }
+    if (serves) serve(row);
+    if (touches) populate(row);
+    if (serves || touches) continue;
     look_around();
     bool is_done = false;
     {
       const LockGuard guard(lock_);
-      is_done = queue_count_ == 0;
+      is_done = queue_.empty() && untouched_.empty();
       working_ = !is_done;
       work_seen_ = seen;
+      looks = steps == step_ ? looks + 1 : 0;
+      steps = step_;
+      sleeps_ = is_done && looks > kLooksIdle;
     }
     if (!is_done) continue;
     quiet_.fetch_add(1, std::memory_order_release);
     sys::futex_wake(quiet_, INT32_MAX);
-    sys::futex_wait(work_, seen);
+    if (looks > kLooksIdle) {
+      sys::futex_wait(work_, seen);
+    } else {
+      sys::futex_wait_for(work_, seen, kLookNs);
+    }
   }
 }
 
 void KvPool::serve(std::uint32_t row) {
+  claim_any(row);
   State state{};
   std::uint64_t tokens = 0;
   bool is_wanted = false;
   bool is_parked = false;
-  for (;;) {
-    const std::uint32_t seen = changed_.load(std::memory_order_acquire);
-    {
-      const LockGuard guard(lock_);
-      Row& r = rows_[row];
-      if (!r.busy) {
-        r.busy = true;
-        state = r.state;
-        tokens = r.tokens;
-        is_wanted = std::exchange(r.is_wanted, false);
-        is_parked = r.parked != nullptr;
-        break;
-      }
-    }
-    sys::futex_wait(changed_, seen);
+  {
+    const LockGuard guard(lock_);
+    Row& r = rows_[row];
+    state = r.state;
+    tokens = r.tokens;
+    is_wanted = std::exchange(r.is_wanted, false);
+    is_parked = r.parked != nullptr;
   }
   // What fails here is tried again by whoever needs it.
   if (state == State::kClosing) {
@@ -490,7 +511,27 @@ void KvPool::serve(std::uint32_t row) {
     if (is_wanted || !is_parked) {
       const std::uint64_t end = std::min(geometry_.tokens_max, tokens + ahead_tokens_ + 1);
       (void)fill(row, pages_for(end), Means::kSpare);
+      const LockGuard guard(lock_);
+      if (backing_->is_paged()) untouched_.push(row);
     }
+  }
+  unclaim(row);
+}
+
+void KvPool::populate(std::uint32_t row) {
+  claim_any(row);
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  {
+    const LockGuard guard(lock_);
+    const Row& r = rows_[row];
+    if (r.state == State::kOpen) {
+      first = pages_for(r.tokens);
+      end = pages_for(r.room);
+    }
+  }
+  for (std::uint32_t plane = 0; first < end && plane < planes_; ++plane) {
+    backing_->populate(page_of(row, plane, first), end - first);
   }
   unclaim(row);
 }

@@ -27,9 +27,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "base/heap.h"
 #include "base/status.h"
+#include "base/unique_handle.h"
 #include "client/lock.h"
 #include "pool/backing.h"
 #include "pool/layout.h"
@@ -109,7 +111,8 @@ class KvPool {
     Array<Run> runs;  // in the parcel's order
     Parcel parcel;
   };
-  struct Row {
+  // A line of the cache each: a step looks at hundreds.
+  struct alignas(64) Row {
     std::uint64_t tokens = 0;
     std::uint64_t room = 0;  // tokens whose pages are all mapped
     std::uint64_t goal = 0;  // tokens that a step under way needs
@@ -117,7 +120,6 @@ class KvPool {
     std::uint32_t high = 0;  // from this page on nothing is mapped
     State state = State::kFree;
     bool busy = false;    // claimed
-    bool queued = false;  // for the thread
     bool shares = false;  // a page of it may be another's too
     bool pinned = false;
     bool is_cold = false;      // the daemon has been told so
@@ -128,6 +130,20 @@ class KvPool {
     Frame frame;
     std::uint32_t pages = 0;  // that it is behind; 0: the entry is free
     std::uint32_t next_free = 0;
+  };
+  // Rows that wait for the thread, each once.
+  class Queue {
+   public:
+    bool reserve(std::size_t rows);
+    void push(std::uint32_t row);
+    bool pop(std::uint32_t* row);
+    bool empty() const { return count_ == 0; }
+
+   private:
+    Array<std::uint32_t> ring_;
+    Array<bool> waits_;
+    std::size_t first_ = 0;
+    std::size_t count_ = 0;
   };
   // What may be done to get a frame.
   enum class Means { kSpare, kParking };
@@ -142,21 +158,21 @@ class KvPool {
     return table_[(std::uint64_t{row} * row_pages_ + page) * planes_ + plane];
   }
   std::uint32_t pages_for(std::uint64_t tokens) const {
-    return static_cast<std::uint32_t>(
-        (tokens * geometry_.token_stride() + geometry_.page_bytes - 1) >> page_shift_);
+    return static_cast<std::uint32_t>((tokens * token_stride_ + geometry_.page_bytes - 1) >>
+                                      page_shift_);
   }
   std::uint64_t tokens_in(std::uint32_t pages) const;
 
   // Null: not open.
   Row* open_row(std::uint32_t row) REQUIRES(lock_);
   // Waits until nobody else has it. kInvalid: not open.
+  void claim_any(std::uint32_t row) EXCLUDES(lock_);
   Status claim(std::uint32_t row) EXCLUDES(lock_);
   void unclaim(std::uint32_t row) EXCLUDES(lock_);
   // A claimed row that is free, with as much mapped as there is; or with nothing.
   Status find_row(bool bare, std::uint32_t* out) EXCLUDES(lock_);
   void tell();
   void wake();
-  void enqueue(std::uint32_t row) REQUIRES(lock_);
   std::uint64_t spare_pages() const REQUIRES(lock_);
   std::uint64_t length_of(std::uint32_t row) const EXCLUDES(lock_);
   void touch(std::uint32_t row) EXCLUDES(lock_);
@@ -165,6 +181,7 @@ class KvPool {
   static void* thread_main(void* self);
   void run();
   void serve(std::uint32_t row) EXCLUDES(lock_);
+  void populate(std::uint32_t row) EXCLUDES(lock_);
   void look_around() EXCLUDES(lock_);
 
   // memory.cc. REQUIRES of the following: rows that are named are claimed.
@@ -220,22 +237,23 @@ class KvPool {
   const std::uint32_t row_pages_;
   const std::uint32_t planes_;
   const unsigned page_shift_;
+  const std::uint64_t token_stride_;
   const std::uint64_t ahead_tokens_;
+  UniqueMapping tables_;            // of the two that follow, zero bytes until they are used
   std::uint32_t* table_ = nullptr;  // what is behind each page, an index of `held_`; 0: nothing
-  std::size_t table_bytes_ = 0;
 
-  mutable Lock lock_;
-  Array<Row> rows_ GUARDED_BY(lock_);
+  mutable QuickLock lock_;  // no handler may call a pool
+  std::span<Row> rows_ GUARDED_BY(lock_);
   Array<Held> held_ GUARDED_BY(lock_);  // [0] is nobody's
   std::uint32_t free_held_ GUARDED_BY(lock_) = 0;
-  Array<std::uint32_t> queue_ GUARDED_BY(lock_);  // a ring, of rows
-  std::size_t queue_first_ GUARDED_BY(lock_) = 0;
-  std::size_t queue_count_ GUARDED_BY(lock_) = 0;
+  Queue queue_ GUARDED_BY(lock_);      // for serve()
+  Queue untouched_ GUARDED_BY(lock_);  // for populate()
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t step_ GUARDED_BY(lock_) = 0;
   bool scans_ GUARDED_BY(lock_) = false;  // the thread looks for what has become cold
   bool stop_ GUARDED_BY(lock_) = false;
   bool working_ GUARDED_BY(lock_) = false;  // the thread is
+  bool sleeps_ GUARDED_BY(lock_) = false;   // until it is woken
   std::uint32_t work_seen_ GUARDED_BY(lock_) = 0;
 
   sys::FutexWord changed_{0};        // counted up when a row is unclaimed
