@@ -262,6 +262,7 @@ Result<Region*> Loop::create_region(RegionSpec spec) {
   region->session_id = spec.session_id;
   region->pid = spec.pid;
   region->tag = std::move(spec.tag);
+  region->pages_max = spec.pages_max;
   const bool origin = spec.origin != nullptr;
   region->origin = std::move(spec.origin);
   KV_ASSIGN_OR_RETURN(region->memory, os::SharedMemory::create(
@@ -280,6 +281,7 @@ Result<Region*> Loop::clone_region(Region& parent, std::uint64_t session_id) {
   spec.uid = parent.uid;
   spec.tag = parent.tag;
   spec.page_count = parent.page_count();
+  spec.pages_max = parent.pages_max;
   KV_ASSIGN_OR_RETURN(Region * child, create_region(std::move(spec)));
   for (std::uint32_t page = 0; page < child->page_count(); ++page) {
     child->table.publish(page, {.flags = Residency::kInherited});
@@ -302,6 +304,7 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
   region->session_id = spec.session_id;
   region->pid = spec.pid;
   region->tag = std::move(spec.tag);
+  region->pages_max = spec.pages_max;
   region->origin = std::move(spec.origin);
   KV_ASSIGN_OR_RETURN(region->table, residency::ResidencyTable::adopt(std::move(table), region->id,
                                                                       spec.page_count, owner));

@@ -60,6 +60,7 @@ struct RegionSpec {
   std::int32_t pid = 0;
   std::string tag;
   std::uint32_t page_count = 0;
+  std::uint32_t pages_max = UINT32_MAX;  // that are not fresh
   std::unique_ptr<tier::Origin> origin;
 };
 

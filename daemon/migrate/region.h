@@ -9,6 +9,7 @@
 //   closing -> gone   last move in flight has ended; frames and slots are given back
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -56,6 +57,7 @@ struct Region {
   residency::ResidencyTable table;
   std::unique_ptr<tier::Origin> origin;  // null: anonymous
   std::vector<std::unique_ptr<View>> views;
+  std::uint32_t pages_max = UINT32_MAX;  // that may be anything but fresh at a time
   std::uint32_t offers = 0;  // engines that were given it and have not mapped it yet
   std::uint32_t moves_in_flight = 0;
   bool closing = false;
@@ -65,6 +67,8 @@ struct Region {
   std::vector<Region*> children;
 
   std::uint32_t page_count() const { return table.page_count(); }
+  // What it counts for in quotas.
+  std::uint32_t pages_charged() const { return std::min(page_count(), pages_max); }
   std::byte* page_data(std::uint32_t page) const {
     return memory.data() + (static_cast<std::size_t>(page) << kPageShift);
   }

@@ -87,6 +87,7 @@ Result<ResidencyTable> ResidencyTable::adopt(UniqueFd fd, std::uint64_t region_i
     const Residency entry = table.read(page);
     if (!plausible(entry))
       return Status(Code::kInvalid, "residency table with an impossible entry");
+    table.used_count_ += entry.state != PageState::kFresh;
     if (const Residency start = settled(entry); !(start == entry)) table.publish(page, start);
   }
   return table;

@@ -29,6 +29,8 @@ class ResidencyTable {
                                       std::uint32_t page_count, std::uint32_t owner_uid);
 
   std::uint32_t page_count() const { return page_count_; }
+  // Pages that are not fresh.
+  std::uint32_t used_count() const { return used_count_; }
   os::MemoryKind kind() const;
 
   Residency read(std::uint32_t page) const {
@@ -36,7 +38,7 @@ class ResidencyTable {
     return Residency::unpack(words()[page].load(std::memory_order_relaxed));
   }
   void publish(std::uint32_t page, Residency entry) {
-    KV_CHECK(page < page_count_);
+    used_count_ += (entry.state != PageState::kFresh) - (read(page).state != PageState::kFresh);
     words()[page].store(entry.pack(),
                         std::memory_order_release);  // pairs with the engine's acquire
   }
@@ -55,6 +57,7 @@ class ResidencyTable {
   UniqueFd fd_;
   UniqueMapping mapping_;
   std::uint32_t page_count_ = 0;
+  std::uint32_t used_count_ = 0;
 };
 
 }  // namespace kvmem::residency

@@ -486,6 +486,12 @@ Reply Server::offer(Session& session, Region& region, std::uint32_t first_page,
   return answer;
 }
 
+// Of a new or resumed region.
+std::uint32_t Server::pages_max_of(const Request& request) {
+  const std::uint64_t pages = request.host_bytes >> kPageShift;
+  return pages == 0 || pages > UINT32_MAX ? UINT32_MAX : static_cast<std::uint32_t>(pages);
+}
+
 std::uint64_t Server::regions_of(std::uint32_t uid) const {
   const auto& regions = loop_.regions();
   return static_cast<std::uint64_t>(
@@ -506,12 +512,13 @@ Reply Server::region_create(Session& session, const Request& request, os::Receiv
   spec.pid = session.pid;
   spec.tag = request.tag[0] != 0 ? text_of(request.tag, sizeof request.tag) : session.tag;
   spec.page_count = static_cast<std::uint32_t>(pages);
+  spec.pages_max = pages_max_of(request);
   if (request.kind == wire::RegionKind::kAnonymous) {
     // What DRAM and store can never hold is better left to the kernel, which knows overcommit.
-    std::uint64_t bytes = pages << kPageShift;
+    std::uint64_t bytes = std::min<std::uint64_t>(pages, spec.pages_max) << kPageShift;
     for (const Region* r : loop_.regions()) {
       if (r != nullptr && r->origin == nullptr && r->uid == session.peer.uid) {
-        bytes += static_cast<std::uint64_t>(r->page_count()) << kPageShift;
+        bytes += static_cast<std::uint64_t>(r->pages_charged()) << kPageShift;
       }
     }
     // A store may hold less than its configured size, or not be there.
@@ -724,6 +731,7 @@ Reply Server::region_resume(Session& session, const Request& request, os::Receiv
     spec.pid = session.pid;
     spec.tag = request.tag[0] != 0 ? text_of(request.tag, sizeof request.tag) : session.tag;
     spec.page_count = static_cast<std::uint32_t>(region_pages);
+    spec.pages_max = pages_max_of(request);
     if (is_origin) {
       auto origin = tier::Origin::open(std::move(received.fds[2]));
       if (!origin.ok()) return refuse_status(origin.status());

@@ -109,6 +109,7 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   void reply(Session& session, wire::Reply reply, const std::vector<UniqueFd>& fds = {});
   void drop_fork(std::uint64_t token);
   std::uint64_t regions_of(std::uint32_t uid) const;
+  static std::uint32_t pages_max_of(const wire::Request& request);
 
   void unmap(migrate::View& view, std::uint32_t page) override;
   void flush() override;

@@ -155,7 +155,8 @@ struct kvmem_pool_options {
   uint64_t sequences_max; /* open at once */
   uint32_t layout;        /* enum kvmem_pool_layout */
   int32_t device;         /* a CUDA device's ordinal, or KVMEM_ON_HOST */
-  uint64_t bytes_max;     /* of a GPU's memory; 0: as much as it has */
+  uint64_t bytes_max;     /* of memory, that sequences may have together; 0: as much as the GPU has,
+                             or as the addresses hold. On the host quotas count it. */
   const char* tag;        /* shown by kvmemctl; at most 63 bytes are kept; may be NULL */
 };
 

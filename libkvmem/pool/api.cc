@@ -153,8 +153,11 @@ KVMEM_EXPORTED int kvmem_pool_create(const kvmem_pool_options* options,
   Owned<Backing> backing;
   if (options->device == KVMEM_ON_HOST) {
     Owned<kvmem::pool::HostBacking> made;
-    const int error =
-        kvmem::pool::HostBacking::create(geometry.pool_bytes() / geometry.page_bytes, tag, &made);
+    const std::uint64_t pages = geometry.pool_bytes() / geometry.page_bytes;
+    const std::uint64_t most = options->bytes_max / geometry.page_bytes;
+    const int error = kvmem::pool::HostBacking::create(
+        pages, options->bytes_max == 0 ? pages : std::clamp<std::uint64_t>(most, 1, pages), tag,
+        &made);
     if (error != 0) return error;
     backing = std::move(made);
   } else {

@@ -23,9 +23,13 @@ void for_stretches(const Frame* frames, std::size_t count, Run run) {
 
 }  // namespace
 
-int HostBacking::create(std::uint64_t pages, const char* tag, Owned<HostBacking>* out) {
+int HostBacking::create(std::uint64_t pages, std::uint64_t frames_max, const char* tag,
+                        Owned<HostBacking>* out) {
   void* memory = nullptr;
-  if (const int error = host::create(pages << kPageShift, tag, &memory); error != 0) return error;
+  if (const int error = host::create(pages << kPageShift, frames_max << kPageShift, tag, &memory);
+      error != 0) {
+    return error;
+  }
   // A child of fork() has no pool, and its sequences would not be there in their order.
   const auto at = reinterpret_cast<std::uintptr_t>(memory);
   (void)host::advise(at, pages << kPageShift, MADV_DONTFORK);
@@ -34,7 +38,7 @@ int HostBacking::create(std::uint64_t pages, const char* tag, Owned<HostBacking>
     (void)host::release(memory);
     return -ENOMEM;
   }
-  Owned<HostBacking> made(::new (room) HostBacking(at, pages));
+  Owned<HostBacking> made(::new (room) HostBacking(at, pages, frames_max));
   {
     const LockGuard guard(made->lock_);
     if (!made->is_taken_.resize(pages) || !made->is_laid_.resize(pages)) return -ENOMEM;
@@ -47,13 +51,14 @@ HostBacking::~HostBacking() { (void)host::release(reinterpret_cast<void*>(addres
 
 std::uint64_t HostBacking::available() const {
   const LockGuard guard(lock_);
-  return pages_ - taken_;
+  return frames_max_ - taken_;
 }
 
-// There are as many frames as pages, and a page has one at most: there is always one free.
+// There are at least as many pages as frames, and a page has one frame at most: one is free.
 Status HostBacking::take(std::uint64_t page, std::size_t count, Frame* out) {
+  drop_again();
   const LockGuard guard(lock_);
-  if (count > pages_ - taken_) return {Code::kNoMemory, "frames of a KV pool"};
+  if (count > frames_max_ - taken_) return {Code::kNoMemory, "frames of a KV pool"};
   for (std::size_t i = 0; i < count; ++i) {
     std::uint64_t frame = page + i;
     while (is_taken_[frame] != 0) {
@@ -67,15 +72,28 @@ Status HostBacking::take(std::uint64_t page, std::size_t count, Frame* out) {
   return {};
 }
 
+// What the daemon could not be told of (it is away) stays taken: it counts it as used.
 void HostBacking::give_back(const Frame* frames, std::size_t count) {
-  // What is not dropped (there is no daemon now) holds old bytes when it is taken again, as any
-  // memory.
   for_stretches(frames, count, [&](std::size_t first, std::size_t length) {
-    (void)host::drop_pages(at(frames[first].memory), length << kPageShift);
+    const std::uint64_t frame = frames[first].memory;
+    const bool is_dropped = host::drop_pages(at(frame), length << kPageShift) == 0;
+    const LockGuard guard(lock_);
+    if (is_dropped) {
+      std::fill_n(&is_taken_[frame], length, 0);
+      taken_ -= length;
+    } else if (undropped_.resize(undropped_.size() + length)) {
+      std::copy_n(frames + first, length, undropped_.end() - length);
+    }
   });
-  const LockGuard guard(lock_);
-  for (std::size_t i = 0; i < count; ++i) is_taken_[frames[i].memory] = 0;
-  taken_ -= count;
+}
+
+void HostBacking::drop_again() {
+  Array<Frame> frames;
+  {
+    const LockGuard guard(lock_);
+    frames.swap(undropped_);
+  }
+  give_back(frames.data(), frames.size());
 }
 
 Status HostBacking::lay(std::uint64_t page, std::uint64_t frame, std::size_t count) {

@@ -19,12 +19,13 @@ namespace kvmem::pool {
 class HostBacking final : public Backing {
  public:
   // 0, or -errno as kvmem_region_create().
-  static int create(std::uint64_t pages, const char* tag, Owned<HostBacking>* out);
+  static int create(std::uint64_t pages, std::uint64_t frames_max, const char* tag,
+                    Owned<HostBacking>* out);
   ~HostBacking() override;
 
   std::uint64_t address() const override { return address_; }
   std::size_t page_bytes() const override { return kPageBytes; }
-  std::uint64_t frames_max() const override { return pages_; }
+  std::uint64_t frames_max() const override { return frames_max_; }
   std::uint64_t available() const override;
   // 256 MiB of what is needed no more, and would be written out for nothing.
   std::uint64_t spare_frames_max() const override { return 128; }
@@ -49,18 +50,21 @@ class HostBacking final : public Backing {
  private:
   static constexpr Status kPaged{Code::kUnsupported, "the daemon pages this"};
 
-  HostBacking(std::uint64_t address, std::uint64_t pages)
-      : address_(address), pages_(pages), next_(pages - 1) {}
+  HostBacking(std::uint64_t address, std::uint64_t pages, std::uint64_t frames_max)
+      : address_(address), pages_(pages), frames_max_(frames_max), next_(pages - 1) {}
   std::uint64_t at(std::uint64_t page) const { return address_ + (page << kPageShift); }
+  void drop_again() EXCLUDES(lock_);
   Status lay(std::uint64_t page, std::uint64_t frame, std::size_t count) EXCLUDES(lock_);
 
   const std::uint64_t address_;
   const std::uint64_t pages_;
+  const std::uint64_t frames_max_;
 
   mutable Lock lock_;
   Array<std::uint8_t> is_taken_ GUARDED_BY(lock_);  // of each frame
   Array<std::uint8_t> is_laid_ GUARDED_BY(lock_);   // of each page: what lies there is another's
   std::uint64_t taken_ GUARDED_BY(lock_) = 0;
+  Array<Frame> undropped_ GUARDED_BY(lock_);
   std::uint64_t next_ GUARDED_BY(lock_);  // where the search for a free frame goes on, downwards:
                                           // the first rows are used first
 };

@@ -1,4 +1,4 @@
-"""kvmem from Python: the block cache of kvmem.h, by ctypes. Nothing is compiled.
+"""kvmem from Python: the block cache and the KV pools of kvmem.h, by ctypes. Nothing is compiled.
 
     import kvmem
     cache = kvmem.BlockCache(identity=(model, layout), block_bytes=2 << 20)
@@ -9,16 +9,28 @@
         for name in names[len(found):]:
             cache.put(name, compute(name))
 
+    pool = kvmem.KvPool(layers=32, kv_heads=8, head_dim=128, element_bytes=2, tokens_max=8192, sequences_max=64)
+    keys = torch.as_tensor(pool.view(layer=0), device="cuda").view(torch.bfloat16)    # device=0
+    keys = numpy.asarray(pool.view(layer=0)).view(numpy.float16)   # on the host: [sequence, token, head, element]
+    prompt = pool.open()
+    pool.extend(prompt, 1000)        # write keys[prompt, :1000], ...
+    beam = pool.fork(prompt, 1000)   # shares full pages
+    pool.step([prompt, beam])        # before each step of the engine: a token more each
+
 The library is $KVMEM_LIBRARY, else libkvmem.so where the loader finds it. The daemon is found as kvmem.h
 says ($KVMEM_SOCKET). Errors are OSError with the errno of kvmem.h. Any thread may call; calls of one
-cache wait for each other, with the interpreter's lock released. A forked child opens its own.
+cache wait for each other, with the interpreter's lock released. A forked child opens its own cache, and has
+no pool of its parent's.
 """
 
 import ctypes
 import hashlib
 import os
 
-__all__ = ["BlockCache", "Blocks", "block_name", "chained_names"]
+__all__ = ["BlockCache", "Blocks", "KvPool", "KvView", "ON_HOST", "PACKED", "PER_LAYER", "block_name", "chained_names"]
+
+ON_HOST = -1
+PER_LAYER, PACKED = 0, 1
 
 
 class _Name(ctypes.Structure):
@@ -40,7 +52,40 @@ class _Statistics(ctypes.Structure):
                                               ("requests", "asked", "found", "restored", "puts", "refused")]
 
 
+class _PoolOptions(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t), ("layers", ctypes.c_uint32), ("kv_heads", ctypes.c_uint32),
+                ("head_dim", ctypes.c_uint32), ("element_bytes", ctypes.c_uint32), ("tokens_max", ctypes.c_uint64),
+                ("sequences_max", ctypes.c_uint64), ("layout", ctypes.c_uint32), ("device", ctypes.c_int32),
+                ("bytes_max", ctypes.c_uint64), ("tag", ctypes.c_char_p)]
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t)] + [(name, ctypes.c_uint64) for name in
+                                              ("address", "sequence_stride", "token_stride", "head_stride")]
+
+
+class _PoolStatistics(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_size_t)] + [
+        (name, ctypes.c_uint64) for name in
+        ("page_bytes", "growth_bytes", "open", "parked", "bytes", "shared_bytes", "spare_bytes", "steps", "grown_pages",
+         "late_pages", "late_creates", "reclaimed_pages", "parked_pages", "resumed_pages")]
+
+
+_SEQUENCE = [ctypes.c_void_p, ctypes.c_uint32]
 _SIGNATURES = {
+    "kvmem_pool_create": [ctypes.POINTER(_PoolOptions), ctypes.POINTER(ctypes.c_void_p)],
+    "kvmem_pool_view": [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.POINTER(_View)],
+    "kvmem_pool_step": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint64),
+                        ctypes.c_size_t],
+    "kvmem_pool_fits": [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64],
+    "kvmem_pool_predict": [ctypes.c_void_p, ctypes.c_uint64],
+    "kvmem_pool_stats": [ctypes.c_void_p, ctypes.POINTER(_PoolStatistics)],
+    "kvmem_seq_open": [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)],
+    "kvmem_seq_extend": [*_SEQUENCE, ctypes.c_uint64],
+    "kvmem_seq_truncate": [*_SEQUENCE, ctypes.c_uint64],
+    "kvmem_seq_fork": [*_SEQUENCE, ctypes.c_uint64, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)],
+    "kvmem_seq_pin": [*_SEQUENCE, ctypes.c_int],
+    **{f"kvmem_seq_{name}": _SEQUENCE for name in ("close", "park", "resume", "prefetch")},
     "kvmem_cache_open": [ctypes.POINTER(_Options), ctypes.POINTER(ctypes.c_void_p)],
     "kvmem_cache_contains": [ctypes.c_void_p, ctypes.POINTER(_Name), ctypes.c_size_t,
                              ctypes.POINTER(ctypes.c_size_t)],
@@ -65,8 +110,9 @@ def _library():
         library = ctypes.CDLL(os.environ.get("KVMEM_LIBRARY", "libkvmem.so"))
         for name, arguments in _SIGNATURES.items():
             getattr(library, name).argtypes = arguments
-        library.kvmem_cache_close.argtypes = [ctypes.c_void_p]
-        library.kvmem_cache_close.restype = None
+        for name in ("kvmem_cache_close", "kvmem_pool_destroy"):
+            getattr(library, name).argtypes = [ctypes.c_void_p]
+            getattr(library, name).restype = None
         library.kvmem_strerror.argtypes = [ctypes.c_int]
         library.kvmem_strerror.restype = ctypes.c_char_p
         _loaded = library
@@ -219,6 +265,128 @@ class BlockCache:
     def close(self):
         if self.handle:
             _library().kvmem_cache_close(self.handle)
+            self.handle = ctypes.c_void_p()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class KvView:
+    """A layer's keys or values: [sequence, token, head, element], elements as unsigned integers of their size.
+    What numpy.asarray (on the host) or torch.as_tensor (on a GPU) makes of it is the memory itself."""
+
+    def __init__(self, pool, view):
+        self.pool, self.address = pool, view.address
+        self.strides = (view.sequence_stride, view.token_stride, view.head_stride, pool.options.element_bytes)
+        interface = {"shape": pool.shape, "strides": self.strides, "typestr": f"<u{pool.options.element_bytes}",
+                     "data": (view.address, False), "version": 3}
+        if pool.options.device == ON_HOST:
+            self.__array_interface__ = interface
+        else:
+            self.__cuda_array_interface__ = interface
+
+    def head(self, sequence, token, head):
+        """On the host: a writable memoryview of the bytes of one head of a token."""
+        if self.pool.options.device != ON_HOST:
+            raise ValueError("the processor does not reach a GPU's memory")
+        for index, limit in zip((sequence, token, head), self.pool.shape):
+            if not 0 <= index < limit:
+                raise IndexError(f"{index} of {limit}")
+        at = self.address + sum(i * stride for i, stride in zip((sequence, token, head), self.strides))
+        return memoryview((ctypes.c_char * (self.pool.shape[3] * self.strides[3])).from_address(at)).cast("B")
+
+
+class KvPool:
+    """The keys and values of many sequences, as kvmem.h says. `device`: a CUDA device's ordinal, whose context
+    the engine has made before, or ON_HOST. Sequences are integers, their index in the views."""
+
+    def __init__(self, layers, kv_heads, head_dim, element_bytes, tokens_max, sequences_max, layout=PACKED,
+                 device=ON_HOST, bytes_max=0, tag=None):
+        self.options = _PoolOptions(ctypes.sizeof(_PoolOptions), layers, kv_heads, head_dim, element_bytes, tokens_max,
+                                    sequences_max, layout, device, bytes_max, tag.encode() if tag else None)
+        self.shape = (sequences_max, tokens_max, kv_heads, head_dim)
+        self.handle = ctypes.c_void_p()
+        _call("kvmem_pool_create", ctypes.byref(self.options), ctypes.byref(self.handle))
+
+    def view(self, layer, is_value=False):
+        """A layer's keys, or values. It must not be used after close()."""
+        view = _View(ctypes.sizeof(_View))
+        _call("kvmem_pool_view", self.handle, layer, int(is_value), ctypes.byref(view))
+        return KvView(self, view)
+
+    def open(self):
+        """A new sequence, of no tokens."""
+        sequence = ctypes.c_uint32()
+        _call("kvmem_seq_open", self.handle, ctypes.byref(sequence))
+        return sequence.value
+
+    def extend(self, sequence, tokens):
+        """Room for `tokens` in all."""
+        _call("kvmem_seq_extend", self.handle, sequence, tokens)
+
+    def truncate(self, sequence, tokens):
+        """No more than its first `tokens`."""
+        _call("kvmem_seq_truncate", self.handle, sequence, tokens)
+
+    def fork(self, sequence, tokens, stream=None):
+        """A new sequence of the first `tokens` of another. `stream`: a CUDA stream's address, in whose order the
+        last page is copied (torch.cuda.current_stream().cuda_stream)."""
+        child = ctypes.c_uint32()
+        _call("kvmem_seq_fork", self.handle, sequence, tokens, stream, ctypes.byref(child))
+        return child.value
+
+    def close_sequence(self, sequence):
+        """Its pages are another's."""
+        _call("kvmem_seq_close", self.handle, sequence)
+
+    def step(self, sequences, tokens=None):
+        """Before a step of the engine: what it touches, of `tokens` tokens each after it; None: one more each."""
+        count = len(sequences)
+        if tokens is not None and len(tokens) != count:
+            raise ValueError(f"{len(tokens)} lengths of {count} sequences")
+        _call("kvmem_pool_step", self.handle, (ctypes.c_uint32 * count)(*sequences),
+              None if tokens is None else (ctypes.c_uint64 * count)(*tokens), count)
+
+    def park(self, sequence):
+        """Its memory may go to slower places until it is named again."""
+        _call("kvmem_seq_park", self.handle, sequence)
+
+    def resume(self, sequence):
+        """Back."""
+        _call("kvmem_seq_resume", self.handle, sequence)
+
+    def prefetch(self, sequence):
+        """Back, in the background."""
+        _call("kvmem_seq_prefetch", self.handle, sequence)
+
+    def pin(self, sequence, is_pinned=True):
+        """Not to be parked."""
+        _call("kvmem_seq_pin", self.handle, sequence, int(is_pinned))
+
+    def fits(self, tokens, count=1):
+        """Whether `count` more sequences of `tokens` each would find room now."""
+        answer = _library().kvmem_pool_fits(self.handle, tokens, count)
+        if answer < 0:
+            raise OSError(-answer, f"kvmem_pool_fits: {_library().kvmem_strerror(answer).decode()}")
+        return answer == 1
+
+    def predict(self, tokens):
+        """So many tokens will be added soon, to any sequences."""
+        _call("kvmem_pool_predict", self.handle, tokens)
+
+    def stats(self):
+        """As struct kvmem_pool_statistics."""
+        got = _PoolStatistics(ctypes.sizeof(_PoolStatistics))
+        _call("kvmem_pool_stats", self.handle, ctypes.byref(got))
+        return {name: getattr(got, name) for name, _ in _PoolStatistics._fields_[1:]}  # pylint: disable=protected-access
+
+    def close(self):
+        """Its memory goes, and with it what views show."""
+        if self.handle:
+            _library().kvmem_pool_destroy(self.handle)
             self.handle = ctypes.c_void_p()
 
     def __enter__(self):

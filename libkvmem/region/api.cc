@@ -84,7 +84,7 @@ KVMEM_EXPORTED const char* kvmem_strerror(int error) noexcept {
     case 0:
       return "no error";
     case -EINVAL:
-      return "an argument is wrong, or the address is no region's";
+      return "an argument is wrong: no such region, sequence or length, say";
     case -ENOMEM:
       return "no memory, address space or quota, or part of the range is no region";
     case -ENOTSUP:
@@ -93,6 +93,14 @@ KVMEM_EXPORTED const char* kvmem_strerror(int error) noexcept {
       return "no kvmemd can be reached (start it, or set KVMEM_SOCKET)";
     case -EAGAIN:
       return "no thread could be started";
+    case -ENOSPC:
+      return "all of the pool's sequences are open, or the cache does not keep the block";
+    case -EBUSY:
+      return "the sequence is pinned, or the GPU's work cannot be waited for now";
+    case -ENODEV:
+      return "no such GPU, or no CUDA driver is loaded and initialised";
+    case -EIO:
+      return "a driver or the kernel refused, or what was stored has changed";
     case -EPERM:
       return "RLIMIT_AS (ulimit -v) leaves no room for addresses";
     default:
@@ -108,7 +116,7 @@ KVMEM_EXPORTED int kvmem_region_create(size_t size_bytes, const kvmem_region_opt
   }
   const char* tag = options != nullptr && options->tag != nullptr ? options->tag : kvmem::tag();
   const int saved = errno;
-  const int error = kvmem::host::create(size_bytes, tag, address);
+  const int error = kvmem::host::create(size_bytes, 0, tag, address);
   errno = saved;
   return error;
 }

@@ -94,12 +94,13 @@ void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
   return error == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
 }
 
-int create(std::size_t size_bytes, const char* tag, void** out) {
+int create(std::size_t size_bytes, std::size_t bytes_max, const char* tag, void** out) {
   if (g_settings.off) return -ENOTSUP;
   Op op{};
   op.kind = Kind::kCreate;
   op.size_bytes = size_bytes;
   op.is_heap = true;
+  op.bytes_max = bytes_max;
   op.tag = tag;
   int error = 0;
   {

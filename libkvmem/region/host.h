@@ -24,8 +24,9 @@ void install(char* const* environment);
 // A fresh zero-filled region, 2 MiB aligned, for malloc and friends (`is_heap`: release() frees
 // it) or for mmap. nullptr: kvmem cannot serve, pass through.
 void* allocate(std::size_t size_bytes, bool is_heap, const char* tag = nullptr);
-// As allocate(is_heap), with the reason: 0, or -errno of kvmem_region_create.
-int create(std::size_t size_bytes, const char* tag, void** out);
+// As allocate(is_heap), with the reason: 0, or -errno of kvmem_region_create. Quotas count
+// `bytes_max`, if that is not 0: touching more of it, at a time, raises SIGBUS.
+int create(std::size_t size_bytes, std::size_t bytes_max, const char* tag, void** out);
 // A read-only region whose bytes are the file's, in place of mmap(nullptr, size_bytes, PROT_READ,
 // flags, fd, offset). nullptr: pass through. REQUIRES: offset is a multiple of 2 MiB.
 void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset);

@@ -310,10 +310,12 @@ int create(Op& op) {
   r->size_bytes = op.size_bytes;
   r->is_heap = op.is_heap;
   r->origin_offset = op.offset;
+  r->bytes_max = op.bytes_max;
   wire::Request request;
   request.op = wire::Op::kRegionCreate;
   request.size_bytes = op.size_bytes;
   request.page_count = pages;
+  request.host_bytes = op.bytes_max;
   if (op.tag != nullptr) strncpy(request.tag, op.tag, sizeof request.tag - 1);
   if (op.shadow != 0) {
     r->kind = wire::RegionKind::kOrigin;
@@ -1162,6 +1164,7 @@ int resume(Region& r) {
   request.page_count = r.page_count;
   request.size_bytes = r.size_bytes;
   request.origin_offset = r.origin_offset;
+  request.host_bytes = r.bytes_max;
   if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
   if (r.alias_count != 0) request.flags |= wire::Request::kAliased;
   const int fds[] = {r.memfd, r.residency_fd, r.file};

@@ -150,7 +150,8 @@ struct Request {
   std::uint64_t gpu[2] = {};
   std::uint64_t hbm_bytes = 0;  // in the GPU's own memory
   std::uint64_t hbm_wanted_bytes = 0;
-  std::uint64_t host_bytes = 0;    // in host memory at the GPU's addresses
+  std::uint64_t host_bytes = 0;  // in host memory at the GPU's addresses; RegionCreate, -Resume: no
+                                 // more of it is ever not fresh; 0: all may be
   std::uint64_t stored_bytes = 0;  // in host regions, the GPU cannot reach them
   char why[24] = {};               // GpuRegion: of the last move
   std::uint64_t identity[2] = {};  // CacheOpen: of model, layout and revision
