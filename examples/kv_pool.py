@@ -37,7 +37,7 @@ def is_right(pool, sequence, token, value):
 def main():
     with kvmem.KvPool(LAYERS, HEADS, HEAD_DIM, element_bytes=2, tokens_max=4096, sequences_max=BEAMS + 1,
                       bytes_max=256 << 20, tag="kv") as pool:
-        prompt = pool.open()
+        prompt = pool.open_sequence()
         pool.extend(prompt, PROMPT)
         for token in range(PROMPT):
             write(pool, prompt, token, token)

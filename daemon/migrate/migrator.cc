@@ -329,7 +329,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
       return true;
     }
   }
-  if (entry.state == PageState::kFresh && region.table.used_count() >= region.pages_max) {
+  if (entry.state == PageState::kFresh && region.table.used_count() >= region.pages_limit()) {
     if (ahead) return false;
     lose(region, page, "the engine writes more than it said it would (kvmem_pool's bytes_max)");
     if (demand != nullptr) poison(*demand->view, page);

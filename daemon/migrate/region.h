@@ -58,7 +58,7 @@ struct Region {
   std::unique_ptr<tier::Origin> origin;  // null: anonymous
   std::vector<std::unique_ptr<View>> views;
   std::uint32_t pages_max = UINT32_MAX;  // that may be anything but fresh at a time
-  std::uint32_t offers = 0;  // engines that were given it and have not mapped it yet
+  std::uint32_t offers = 0;              // engines that were given it and have not mapped it yet
   std::uint32_t moves_in_flight = 0;
   bool closing = false;
 
@@ -69,6 +69,8 @@ struct Region {
   std::uint32_t page_count() const { return table.page_count(); }
   // What it counts for in quotas.
   std::uint32_t pages_charged() const { return std::min(page_count(), pages_max); }
+  // An engine that reads a little past its data takes pages for that.
+  std::uint64_t pages_limit() const { return pages_max + pages_max / 4ULL + 64; }
   std::byte* page_data(std::uint32_t page) const {
     return memory.data() + (static_cast<std::size_t>(page) << kPageShift);
   }

@@ -674,7 +674,8 @@ Reply Server::region_alias(Session& session, const Request& request) {
       request.address > kAddressMax - (pages << kPageShift)) {
     return refuse(EINVAL, "pages outside the region");
   }
-  if (session.aliases.size() >= kAliasesMax) {
+  // (What makes fewer of them always may; a cut leaves at most one more.)
+  if (target != request.first_page && session.aliases.size() >= kAliasesMax) {
     return refuse(ENOSPC, "too many pages lie at more than one address");
   }
   View alias;
@@ -686,6 +687,11 @@ Reply Server::region_alias(Session& session, const Request& request) {
   alias.page_count = static_cast<std::uint32_t>(request.page_count);
   alias.owner = &session;
   cut_aliases(session, alias.address, alias.end_address());
+  // Whoever waited for what lay there looks again.
+  if (View* below = Session::at(session.views, alias.address); below != nullptr) {
+    loop_.migrator().view_removed(*below);
+    (void)os::wake(below->userfault, below->address, below->end_address() - below->address);
+  }
   if (target != request.first_page) add_alias(session, alias);
   loop_.note_change();
   return {};

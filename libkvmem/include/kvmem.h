@@ -127,16 +127,23 @@ int kvmem_stats(struct kvmem_statistics* stats) KVMEM_NOEXCEPT;
  * lately are parked in host memory; on the host it is a region, whose cold pages kvmemd moves.
  *
  * The engine starts work on a sequence after kvmem_pool_step or kvmem_seq_extend has named it, for
- * no more tokens than it said. It need not wait for that work before any call here but
- * kvmem_pool_destroy: pages that leave a sequence are unmapped when the work is done. Memory behind
- * a sequence's tokens, up to the end of their page, may be read and written; beyond that it faults.
- * New memory holds anything.
+ * no more tokens than it said, and before the next step and whatever parks, cuts or closes it. That
+ * work need not have ended, but for kvmem_pool_destroy: pages that leave a sequence are unmapped
+ * when it has. A new sequence may get the place and the memory of a closed one at once: on another
+ * stream its work is to be ordered after the old one's. Memory behind a sequence's tokens, up to
+ * the end of their page, may be read and written, and new memory holds anything; beyond that an
+ * access faults or reaches what is another's.
  *
- * Any thread, but one step at a time; not while this thread captures a stream. A child of fork()
- * has no pool. Beside the errors above: -EINVAL  there is no such sequence open, or it cannot have
- * that length -ENOMEM  pages were not to be had; all is as it was -ENOSPC  all of the pool's
- * sequences are open -EBUSY   the sequence is pinned, or the GPU's work cannot be waited for now
- *   -EIO     the driver refused, or what was parked has changed: the sequence is to be closed */
+ * Any thread, but one step at a time; not while this thread captures a stream. Beside the errors
+ * above:
+ *
+ *   -EINVAL  no such sequence is open, or it cannot have that length; the pool of a parent process
+ *   -ENOMEM  pages were not to be had; all is as it was
+ *   -ENOSPC  all of the pool's sequences are open
+ *   -EBUSY   the sequence is pinned, or the GPU's work cannot be waited for now; all is as it was
+ *   -EIO     the driver or the kernel refused, or what was parked has changed: the sequence is to
+ *            be closed
+ */
 enum kvmem_pool_layout {
   KVMEM_PER_LAYER = 0, /* a layer's keys, and its values, are one dense tensor; a sequence grows by
                           a page for each of them */
@@ -150,7 +157,7 @@ struct kvmem_pool_options {
   uint32_t layers;
   uint32_t kv_heads;      /* of this rank */
   uint32_t head_dim;      /* elements */
-  uint32_t element_bytes; /* 1 to 8 */
+  uint32_t element_bytes; /* 1, 2, 4 or 8 */
   uint64_t tokens_max;    /* of a sequence */
   uint64_t sequences_max; /* open at once */
   uint32_t layout;        /* enum kvmem_pool_layout */
@@ -186,7 +193,8 @@ int kvmem_pool_view(struct kvmem_pool* pool, uint32_t layer, int is_value,
 /* A sequence is named by its index in the tensors; of no tokens, at first. */
 int kvmem_seq_open(struct kvmem_pool* pool, uint32_t* sequence) KVMEM_NOEXCEPT;
 int kvmem_seq_close(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
-/* It has `tokens` tokens now: more than before, or fewer. What others share stays theirs. */
+/* It has `tokens` tokens now, in all: no fewer than before; no more. What others share stays
+ * theirs, and pages of what was cut stay until somebody needs them. */
 int kvmem_seq_extend(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens) KVMEM_NOEXCEPT;
 int kvmem_seq_truncate(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens) KVMEM_NOEXCEPT;
 /* A new sequence of the first `tokens` tokens of another. Full pages are shared; of the last one,
@@ -197,21 +205,23 @@ int kvmem_seq_fork(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens, 
 
 /* Says before each step of the engine which sequences it touches and how many tokens they have
  * after it; `tokens` NULL: one more each. All of them, or none. This is also how kvmem knows which
- * sequences are in use; those that are not make room. A microsecond or so for 256 sequences, unless
- * memory has to be waited for. */
+ * sequences are in use; those that are not make room. -EINVAL also where it names one twice. 3 to
+ * 5 us for 256 sequences (tests/bench/run.sh pool), unless memory has to be waited for. */
 int kvmem_pool_step(struct kvmem_pool* pool, const uint32_t* sequences, const uint64_t* tokens,
                     size_t count) KVMEM_NOEXCEPT;
 
 /* Its memory may go to slower places, as far as no other sequence has it, until it is named again.
  * kvmem_seq_prefetch brings it back in the background, kvmem_seq_resume before it returns (on the
- * host: begins to). A pinned sequence is not parked. */
+ * host: begins to). A pinned sequence is not parked; on the host that keeps the daemon from nothing
+ * but this advice. */
 int kvmem_seq_park(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
 int kvmem_seq_resume(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
 int kvmem_seq_prefetch(struct kvmem_pool* pool, uint32_t sequence) KVMEM_NOEXCEPT;
 int kvmem_seq_pin(struct kvmem_pool* pool, uint32_t sequence, int is_pinned) KVMEM_NOEXCEPT;
 
 /* Whether `count` more sequences of `tokens` tokens each would find room now, with none parked for
- * them; on the host: addresses. 1 or 0, or an error. For schedulers that pick what fits. */
+ * them; on the host: within bytes_max, wherever the daemon has it. 1 or 0, or an error. For
+ * schedulers that pick what fits; 0 is said a little too often rather than too late. */
 int kvmem_pool_fits(struct kvmem_pool* pool, uint64_t tokens, uint64_t count) KVMEM_NOEXCEPT;
 /* So many tokens will be added soon, to any sequences: a GPU's pages are made now, in the
  * background. The last call counts. */
@@ -222,7 +232,7 @@ struct kvmem_pool_statistics {
   uint64_t page_bytes;
   uint64_t growth_bytes;    /* what a sequence grows by */
   uint64_t open;            /* sequences */
-  uint64_t parked;          /* of them */
+  uint64_t parked;          /* of them; on the host the daemon counts (kvmemctl) */
   uint64_t bytes;           /* of memory in pages; a shared one counts once */
   uint64_t shared_bytes;    /* of it, in pages of several sequences */
   uint64_t spare_bytes;     /* of it, left by closed sequences for the next */
@@ -230,10 +240,11 @@ struct kvmem_pool_statistics {
   uint64_t grown_pages;     /* that steps needed beyond those before */
   uint64_t late_pages;      /* of them, that were not mapped ahead */
   uint64_t late_creates;    /* pages a GPU's driver had to make while somebody waited */
-  uint64_t reclaimed_pages; /* taken from what closed sequences had left */
+  uint64_t reclaimed_pages; /* unmapped for others, that no sequence needed */
   uint64_t parked_pages;
   uint64_t resumed_pages;
 };
+/* Looks at every page. */
 int kvmem_pool_stats(struct kvmem_pool* pool, struct kvmem_pool_statistics* stats) KVMEM_NOEXCEPT;
 
 /* The block cache: immutable blocks of KV cache that kvmemd keeps in DRAM and in its page store,

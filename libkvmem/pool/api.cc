@@ -1,5 +1,6 @@
 // The C API of KV pools.
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 
 #include "client/notice.h"
 #include "client/settings.h"
-#include "client/sys.h"
 #include "kvmem.h"
 #include "pool/host_backing.h"
 #include "pool/pool.h"
@@ -33,10 +33,26 @@ static_assert(KVMEM_PACKED == static_cast<int>(Layout::kPacked) &&
 
 struct kvmem_pool {
   Owned<KvPool> pool;
-  int pid;  // that created it
+  std::uint32_t generation;  // of the process that created it
 };
 
 namespace {
+
+// Counted up in every child of fork(), which has no pool.
+std::uint32_t g_generation = 0;
+
+bool is_here(const kvmem_pool* pool) { return pool != nullptr && pool->generation == g_generation; }
+
+class ErrnoGuard {
+ public:
+  ErrnoGuard() : saved_(errno) {}
+  ~ErrnoGuard() { errno = saved_; }
+  ErrnoGuard(const ErrnoGuard&) = delete;
+  ErrnoGuard& operator=(const ErrnoGuard&) = delete;
+
+ private:
+  const int saved_;
+};
 
 int error_of(const Status& status) {
   switch (status.code()) {
@@ -54,26 +70,20 @@ int error_of(const Status& status) {
       return -ENODEV;
     case Code::kUnsupported:
       return -ENOTSUP;
+    case Code::kPeerGone:
+      return -ENOTCONN;
+    case Code::kCancelled:
+      return -EAGAIN;
     default:
       return -EIO;
   }
 }
 
-// As error_of; says what it was, and leaves errno alone.
-class Answer {
- public:
-  Answer() : saved_(errno) {}
-  ~Answer() { errno = saved_; }
-  Answer(const Answer&) = delete;
-  Answer& operator=(const Answer&) = delete;
-  static int of(const Status& status) {
-    if (!status.ok()) kvmem::detail("a KV pool: ", status.what());
-    return error_of(status);
-  }
-
- private:
-  const int saved_;
-};
+// As error_of; says what it was.
+int answer(const Status& status) {
+  if (!status.ok()) kvmem::detail("a KV pool: ", status.what());
+  return error_of(status);
+}
 
 #ifdef KVMEM_WITH_CUDA
 using kvmem::pool::DeviceBacking;
@@ -125,9 +135,9 @@ kvmem::Result<Owned<Backing>> on_device(const kvmem_pool_options&, Geometry&, co
 // Calls function(pool) with errno kept.
 template <class Function>
 int call(kvmem_pool* pool, Function function) {
-  if (pool == nullptr) return -EINVAL;
-  const Answer answer;
-  return Answer::of(function(*pool->pool));
+  if (!is_here(pool)) return -EINVAL;
+  const ErrnoGuard errno_stays;
+  return answer(function(*pool->pool));
 }
 
 }  // namespace
@@ -139,7 +149,9 @@ KVMEM_EXPORTED int kvmem_pool_create(const kvmem_pool_options* options,
     return -EINVAL;
   }
   if (kvmem::g_settings.off) return -ENOTSUP;
-  const Answer answer;
+  const ErrnoGuard errno_stays;
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { ++g_generation; });
+  if (watched != 0) return -watched;
   Geometry geometry;
   geometry.layers = options->layers;
   geometry.kv_heads = options->kv_heads;
@@ -148,7 +160,7 @@ KVMEM_EXPORTED int kvmem_pool_create(const kvmem_pool_options* options,
   geometry.tokens_max = options->tokens_max;
   geometry.sequences_max = options->sequences_max;
   geometry.layout = static_cast<Layout>(options->layout);
-  if (const char* fault = geometry.fault()) return Answer::of({Code::kInvalid, fault});
+  if (const char* fault = geometry.fault()) return answer({Code::kInvalid, fault});
   const char* tag = options->tag != nullptr ? options->tag : kvmem::tag();
   Owned<Backing> backing;
   if (options->device == KVMEM_ON_HOST) {
@@ -162,28 +174,28 @@ KVMEM_EXPORTED int kvmem_pool_create(const kvmem_pool_options* options,
     backing = std::move(made);
   } else {
     auto made = on_device(*options, geometry, tag);
-    if (!made.ok()) return Answer::of(made.status());
+    if (!made.ok()) return answer(made.status());
     backing = *std::move(made);
   }
   void* room = kvmem::heap_room<kvmem_pool>();
   if (room == nullptr) return -ENOMEM;
-  Owned<kvmem_pool> made(::new (room) kvmem_pool{nullptr, kvmem::sys::pid()});
+  Owned<kvmem_pool> made(::new (room) kvmem_pool{nullptr, g_generation});
   auto created = KvPool::create(geometry, std::move(backing));
-  if (!created.ok()) return Answer::of(created.status());
+  if (!created.ok()) return answer(created.status());
   made->pool = *std::move(created);
   *pool = made.release();
   return 0;
 }
 
 KVMEM_EXPORTED void kvmem_pool_destroy(kvmem_pool* pool) noexcept {
-  if (pool == nullptr || pool->pid != kvmem::sys::pid()) return;
-  const Answer answer;
+  if (!is_here(pool)) return;
+  const ErrnoGuard errno_stays;
   const Owned<kvmem_pool> gone(pool);
 }
 
 KVMEM_EXPORTED int kvmem_pool_view(kvmem_pool* pool, uint32_t layer, int is_value,
                                    struct kvmem_view* view) noexcept {
-  if (pool == nullptr || view == nullptr || view->size < sizeof *view) return -EINVAL;
+  if (!is_here(pool) || view == nullptr || view->size < sizeof *view) return -EINVAL;
   const Geometry& geometry = pool->pool->geometry();
   if (layer >= geometry.layers) return -EINVAL;
   const kvmem::pool::View found = kvmem::pool::view_of(geometry, layer, is_value != 0);
@@ -242,8 +254,8 @@ KVMEM_EXPORTED int kvmem_seq_pin(kvmem_pool* pool, uint32_t sequence, int is_pin
 }
 
 KVMEM_EXPORTED int kvmem_pool_fits(kvmem_pool* pool, uint64_t tokens, uint64_t count) noexcept {
-  if (pool == nullptr) return -EINVAL;
-  const Answer answer;
+  if (!is_here(pool)) return -EINVAL;
+  const ErrnoGuard errno_stays;
   return pool->pool->fits(tokens, count) ? 1 : 0;
 }
 
@@ -256,8 +268,8 @@ KVMEM_EXPORTED int kvmem_pool_predict(kvmem_pool* pool, uint64_t tokens) noexcep
 
 KVMEM_EXPORTED int kvmem_pool_stats(kvmem_pool* pool,
                                     struct kvmem_pool_statistics* stats) noexcept {
-  if (pool == nullptr || stats == nullptr || stats->size < sizeof stats->size) return -EINVAL;
-  const Answer answer;
+  if (!is_here(pool) || stats == nullptr || stats->size < sizeof stats->size) return -EINVAL;
+  const ErrnoGuard errno_stays;
   const Geometry& geometry = pool->pool->geometry();
   const KvPool::Stats now = pool->pool->stats();
   struct kvmem_pool_statistics full {};
@@ -271,7 +283,7 @@ KVMEM_EXPORTED int kvmem_pool_stats(kvmem_pool* pool,
   full.steps = now.steps;
   full.grown_pages = now.grown_pages;
   full.late_pages = now.late_pages;
-  full.late_creates = now.late_frames;
+  full.late_creates = now.late_creates;
   full.reclaimed_pages = now.reclaimed_pages;
   full.parked_pages = now.parked_pages;
   full.resumed_pages = now.resumed_pages;

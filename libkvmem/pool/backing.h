@@ -44,7 +44,7 @@ class Backing {
   virtual std::uint64_t frames_max() const = 0;
   virtual std::uint64_t available() const = 0;
   // Frames that were made while somebody waited in take(), since the start.
-  virtual std::uint64_t made_late() const { return 0; }
+  virtual std::uint64_t created_late() const { return 0; }
   // So many frames are going to be taken soon.
   virtual void expect(std::uint64_t /*frames*/) {}
   // Frames that closed sequences may keep; what is more is unmapped in the background.
@@ -70,10 +70,8 @@ class Backing {
   virtual void go_on() = 0;
   // REQUIRES of the following: paused.
   virtual Status unmap(std::uint64_t page, std::size_t count) = 0;
-  // `copy` behind the page instead of `before`, with the first bytes of that. On error it is as it
-  // was.
-  virtual Status replace(std::uint64_t page, const Frame& before, const Frame& copy,
-                         std::size_t size_bytes) = 0;
+  // `copy` behind the page instead of `before`, with the same bytes. On error it is as it was.
+  virtual Status replace(std::uint64_t page, const Frame& before, const Frame& copy) = 0;
 
   // Whether the daemon moves these pages by itself: then it is advised, and nothing is stored or
   // restored here.

@@ -101,8 +101,7 @@ Status DeviceBacking::copy(std::uint64_t from, std::uint64_t to, std::size_t siz
       "cuMemcpyDtoDAsync");
 }
 
-Status DeviceBacking::replace(std::uint64_t page, const Frame& before, const Frame& copy,
-                              std::size_t size_bytes) {
+Status DeviceBacking::replace(std::uint64_t page, const Frame& before, const Frame& copy) {
   constexpr int kTries = 3;
   {
     const cuda::ContextScope current(frames_->context());
@@ -111,7 +110,7 @@ Status DeviceBacking::replace(std::uint64_t page, const Frame& before, const Fra
     KV_ASSIGN_OR_RETURN(const cuda::Stream stream, cuda::make_stream());
     const cuda::Driver& driver = cuda::driver();
     const Status started = cuda::status_of(
-        driver.copy_async(copy.home, before.home, size_bytes, stream.get()), "cuMemcpyDtoDAsync");
+        driver.copy_async(copy.home, before.home, page_bytes(), stream.get()), "cuMemcpyDtoDAsync");
     const Status done =
         cuda::status_of(driver.stream_synchronize(stream.get()), "cuStreamSynchronize");
     KV_TRY(started);

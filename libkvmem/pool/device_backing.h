@@ -40,7 +40,7 @@ class DeviceBacking final : public Backing {
   std::size_t page_bytes() const override { return frames_->page_bytes(); }
   std::uint64_t frames_max() const override { return frames_->pages_max(); }
   std::uint64_t available() const override { return frames_->available(); }
-  std::uint64_t made_late() const override { return frames_->stats().created_late; }
+  std::uint64_t created_late() const override { return frames_->stats().created_late; }
   void expect(std::uint64_t frames) override { frames_->expect(frames); }
 
   Status take(std::uint64_t page, std::size_t count, Frame* out) override;
@@ -50,8 +50,7 @@ class DeviceBacking final : public Backing {
   Status pause() override { return hooks_.pause(frames_->context()); }
   void go_on() override { hooks_.go_on(); }
   Status unmap(std::uint64_t page, std::size_t count) override;
-  Status replace(std::uint64_t page, const Frame& before, const Frame& copy,
-                 std::size_t size_bytes) override;
+  Status replace(std::uint64_t page, const Frame& before, const Frame& copy) override;
   bool is_paged() const override { return false; }
   Status store(const Frame* frames, std::size_t count, Parcel* out) override;
   Status restore(const Parcel& parcel, std::size_t first, const Frame* frames,

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "region/host.h"
+#include "wire/protocol.h"
 
 namespace kvmem::pool {
 namespace {
@@ -96,15 +97,23 @@ void HostBacking::drop_again() {
   give_back(frames.data(), frames.size());
 }
 
+void HostBacking::set_laid(std::uint64_t page, std::size_t count, std::uint8_t is) {
+  const LockGuard guard(lock_);
+  std::fill_n(&is_laid_[page], count, is);
+}
+
 Status HostBacking::lay(std::uint64_t page, std::uint64_t frame, std::size_t count) {
+  // From now on, until its own lies there for certain.
+  if (page != frame) set_laid(page, count, 1);
   const int error = host::alias(at(page), count << kPageShift, at(frame));
   if (error == 0) {
-    const LockGuard guard(lock_);
-    for (std::size_t i = 0; i < count; ++i) is_laid_[page + i] = page != frame ? 1 : 0;
+    if (page == frame) set_laid(page, count, 0);
     return {};
   }
-  return {error == -ENOSPC ? Code::kNoMemory : Code::kErrno,
-          "pages of a sequence could not be laid at its addresses", -error};
+  const Code code = error == -ENOSPC     ? Code::kNoMemory
+                    : error == -ENOTCONN ? Code::kPeerGone
+                                         : Code::kErrno;
+  return {code, "pages of a sequence could not be laid at its addresses", -error};
 }
 
 Status HostBacking::map(std::uint64_t page, const Frame* frames, std::size_t count) {
@@ -114,6 +123,8 @@ Status HostBacking::map(std::uint64_t page, const Frame* frames, std::size_t cou
     if (!status.ok()) return;
     if (frames[first].memory != page + first) {
       status = lay(page + first, frames[first].memory, length);
+    } else {
+      status = unmap(page + first, length);  // nothing, unless that failed before
     }
     if (status.ok()) laid = first + length;
   });
@@ -146,16 +157,15 @@ Status HostBacking::unmap(std::uint64_t page, std::size_t count) {
   return {};
 }
 
-Status HostBacking::replace(std::uint64_t page, const Frame& before, const Frame& copy,
-                            std::size_t size_bytes) {
+Status HostBacking::replace(std::uint64_t page, const Frame& before, const Frame& copy) {
   Array<unsigned char> bytes;
-  if (!bytes.resize(size_bytes)) return {Code::kNoMemory, "a copy of a shared page"};
-  memcpy(bytes.data(), reinterpret_cast<const void*>(at(page)), size_bytes);
+  if (!bytes.resize(kPageBytes)) return {Code::kNoMemory, "a copy of a shared page"};
+  memcpy(bytes.data(), reinterpret_cast<const void*>(at(page)), kPageBytes);
   if (const Status laid = lay(page, copy.memory, 1); !laid.ok()) {
     (void)lay(page, before.memory, 1);
     return laid;
   }
-  memcpy(reinterpret_cast<void*>(at(page)), bytes.data(), size_bytes);
+  memcpy(reinterpret_cast<void*>(at(page)), bytes.data(), kPageBytes);
   return {};
 }
 

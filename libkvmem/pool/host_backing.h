@@ -39,8 +39,7 @@ class HostBacking final : public Backing {
   Status pause() override { return {}; }
   void go_on() override {}
   Status unmap(std::uint64_t page, std::size_t count) override;
-  Status replace(std::uint64_t page, const Frame& before, const Frame& copy,
-                 std::size_t size_bytes) override;
+  Status replace(std::uint64_t page, const Frame& before, const Frame& copy) override;
   bool is_paged() const override { return true; }
   void advise(const Frame* frames, std::size_t count, Heat heat) override;
   Status store(const Frame*, std::size_t, Parcel*) override { return kPaged; }
@@ -54,6 +53,7 @@ class HostBacking final : public Backing {
       : address_(address), pages_(pages), frames_max_(frames_max), next_(pages - 1) {}
   std::uint64_t at(std::uint64_t page) const { return address_ + (page << kPageShift); }
   void drop_again() EXCLUDES(lock_);
+  void set_laid(std::uint64_t page, std::size_t count, std::uint8_t is) EXCLUDES(lock_);
   Status lay(std::uint64_t page, std::uint64_t frame, std::size_t count) EXCLUDES(lock_);
 
   const std::uint64_t address_;

@@ -13,7 +13,9 @@ constexpr unsigned __int128 kPoolBytesMax = std::uint64_t{1} << 46;
 const char* Geometry::fault() const {
   if (layers == 0 || kv_heads == 0 || head_dim == 0)
     return "layers, heads and their size are at least 1";
-  if (element_bytes == 0 || element_bytes > 8) return "elements have 1 to 8 bytes";
+  if (element_bytes == 0 || element_bytes > 8 || (element_bytes & (element_bytes - 1)) != 0) {
+    return "elements have 1, 2, 4 or 8 bytes";
+  }
   if (tokens_max == 0 || sequences_max == 0) return "there is at least one token and one sequence";
   if (page_bytes < kOsPageBytes || (page_bytes & (page_bytes - 1)) != 0) {
     return "pages are a power of two, of 4 KiB at least";

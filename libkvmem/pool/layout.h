@@ -1,17 +1,16 @@
 // Where the KV cache of many sequences lies, as addresses that never change. Pure arithmetic.
 //
-// Each sequence has a row: addresses for its longest length, of which only the pages that its
-// tokens have reached have memory. Keys and values of a layer are one strided tensor over all rows,
+// Each sequence has a row: addresses for its longest length, of which only pages that its tokens
+// have reached need memory. Keys and values of a layer are one strided tensor over all rows,
 // [sequence, token, head, element], elements of a head next to each other.
 //
-//   packed     a token's keys and values of all layers lie together, and tokens follow each other:
-//   a
-//              sequence grows by one page, whatever the number of layers, and wastes half a page on
-//              average. A layer's tokens are token_bytes() apart.
-//   per layer  each layer's keys, and each layer's values, are planes of their own: tokens of a
-//   layer
-//              are next to each other, which kernels read fastest, but a sequence grows by a page
-//              in each plane.
+//   packed     a token's keys and values of all layers lie together, and tokens follow each other.
+//              A sequence grows by one page, whatever the number of layers, and wastes half a page
+//              on average. A layer's tokens are token_bytes() apart.
+//
+//   per layer  each layer's keys, and each layer's values, are planes of their own. Tokens of a
+//              layer are next to each other, which kernels read fastest, but a sequence grows by a
+//              page in each plane.
 //
 // Sizes in bytes. A page is what the backing maps at once (2 MiB, or less where the driver grants
 // it), a power of two.

@@ -65,7 +65,8 @@ bool KvPool::shared_from(std::uint32_t row, std::uint32_t first) {
 }
 
 bool KvPool::has_private(std::uint32_t row) {
-  for (std::uint32_t page = rows_[row].high; page-- > 0;) {
+  const Row& r = rows_[row];
+  for (std::uint32_t page = std::min(r.high, pages_for(r.tokens)); page-- > 0;) {
     for (std::uint32_t plane = 0; plane < planes_; ++plane) {
       if (held_[entry(row, plane, page)].pages == 1) return true;
     }
@@ -77,7 +78,9 @@ Status KvPool::obtain(std::uint64_t page, std::size_t count, Means means, Frame*
   for (;;) {
     const Status taken = backing_->take(page, count, out);
     if (taken.code() != Code::kNoMemory) return taken;
-    if (!reclaim(count) && (means == Means::kSpare || !park_oldest())) return taken;
+    Status more = reclaim(count, means);
+    if (more.code() == Code::kNotFound && means == Means::kParking) more = park_oldest();
+    if (!more.ok()) return more.code() == Code::kNotFound ? taken : more;
   }
 }
 
@@ -111,9 +114,16 @@ Status KvPool::fill(std::uint32_t row, std::uint32_t end, Means means) {
   if (std::uint64_t{end} * planes_ > backing_->frames_max()) {
     return {Code::kNoMemory, "the pool may not have the memory that a sequence so long takes"};
   }
+  std::uint32_t filled = 0;
+  {
+    const LockGuard guard(lock_);
+    filled = pages_for(rows_[row].tokens);
+  }
   return for_runs(
       row, 0, end, [](std::uint32_t id) { return id == 0; },
       [&](const Run& run) -> Status {
+        // New memory never stands for what the sequence has written.
+        if (run.first < filled) return {Code::kCorrupt, "pages of the sequence are not there"};
         Frame frames[kRunPagesMax];
         KV_TRY(obtain(page_of(row, run.plane, run.first), run.count, means, frames));
         const Status mapped = adopt(row, run, frames);
@@ -186,7 +196,7 @@ Status KvPool::scrub(std::uint32_t row) {
   {
     const LockGuard guard(lock_);
     Row& r = rows_[row];
-    if (r.state == State::kFree) return {};
+    if (r.state != State::kClosing) return {};
     if (!shared_from(row, 0)) {  // the others have closed
       r.state = State::kFree;
       r.shares = false;
@@ -265,9 +275,13 @@ Status KvPool::unshare(std::uint32_t row, std::uint64_t tokens) {
   std::uint32_t used = 0;
   if (status.ok()) status = backing_->pause();
   if (status.ok()) {
-    status = drop(row, part != 0 ? first + 1 : first);
+    // Whole pages: where a later one fails the sequence is as it was.
     for (; used < taken && status.ok(); used += status.ok()) {
-      status = replace(row, used, first, copies[used], part);
+      status = replace(row, used, first, copies[used]);
+    }
+    // What could not be unmapped would be written though it is another's.
+    if (status.ok() && !drop(row, part != 0 ? first + 1 : first).ok()) {
+      status = {Code::kCorrupt, "pages of a sequence could not be unmapped: close it"};
     }
     backing_->go_on();
   }
@@ -276,7 +290,7 @@ Status KvPool::unshare(std::uint32_t row, std::uint64_t tokens) {
 }
 
 Status KvPool::replace(std::uint32_t row, std::uint32_t plane, std::uint32_t page,
-                       const Frame& copy, std::uint64_t size_bytes) {
+                       const Frame& copy) {
   Frame before;
   std::uint32_t id = 0;
   {
@@ -284,7 +298,7 @@ Status KvPool::replace(std::uint32_t row, std::uint32_t plane, std::uint32_t pag
     KV_ASSIGN_OR_RETURN(id, hold(copy));
     before = frame_at(row, plane, page);
   }
-  const Status replaced = backing_->replace(page_of(row, plane, page), before, copy, size_bytes);
+  const Status replaced = backing_->replace(page_of(row, plane, page), before, copy);
   Frame gone;
   bool is_gone = false;
   {
@@ -299,7 +313,7 @@ Status KvPool::replace(std::uint32_t row, std::uint32_t plane, std::uint32_t pag
   return {};
 }
 
-bool KvPool::reclaim(std::uint64_t wanted) {
+Status KvPool::reclaim(std::uint64_t wanted, Means means) {
   struct Victim {
     std::uint32_t row, first;
   } victims[kVictimsMax];
@@ -307,13 +321,18 @@ bool KvPool::reclaim(std::uint64_t wanted) {
   std::uint64_t pages = 0;
   {
     const LockGuard guard(lock_);
-    // What closed sequences have left; if that is nothing, what is ahead of others.
-    for (const State state : {State::kFree, State::kOpen}) {
+    // What closed sequences have left; if that is nothing, and it is needed, what is ahead of
+    // others.
+    for (const bool is_open : {false, true}) {
+      if (is_open && means == Means::kSpare) break;
       for (std::uint32_t row = 0; row < rows_.size(); ++row) {
         if (count == kVictimsMax || pages >= std::max(wanted, kReclaimPages)) break;
         Row& r = rows_[row];
         const std::uint32_t first = pages_for(std::max(r.tokens, r.goal));
-        if (r.state != state || r.busy || r.parked != nullptr || r.high <= first) continue;
+        if ((r.state == State::kOpen) != is_open || r.busy || r.parked != nullptr ||
+            r.high <= first) {
+          continue;
+        }
         r.busy = true;
         r.room = std::min(r.room, tokens_in(first));
         victims[count++] = {row, first};
@@ -321,9 +340,8 @@ bool KvPool::reclaim(std::uint64_t wanted) {
       }
       if (count > 0) break;
     }
-    stats_.reclaimed_pages += pages;
   }
-  if (count == 0) return false;
+  if (count == 0) return {Code::kNotFound, "nothing is spare"};
   Status status = backing_->pause();
   if (status.ok()) {
     for (std::size_t i = 0; i < count; ++i) {
@@ -332,12 +350,19 @@ bool KvPool::reclaim(std::uint64_t wanted) {
     }
     backing_->go_on();
   }
-  for (std::size_t i = 0; i < count; ++i) unclaim(victims[i].row);
-  return status.ok();
+  for (std::size_t i = 0; i < count; ++i) {
+    // (Nothing of another's is left in one that was closing.)
+    if (status.ok()) (void)scrub(victims[i].row);
+    unclaim(victims[i].row);
+  }
+  const LockGuard guard(lock_);
+  if (status.ok()) stats_.reclaimed_pages += pages;
+  return status;
 }
 
-bool KvPool::park_oldest() {
-  if (backing_->is_paged()) return false;
+Status KvPool::park_oldest() {
+  constexpr Status kNobody(Code::kNotFound, "no sequence can be parked");
+  if (backing_->is_paged()) return kNobody;
   Row* oldest = nullptr;
   std::uint32_t row = 0;
   {
@@ -349,13 +374,17 @@ bool KvPool::park_oldest() {
       }
       if (has_private(static_cast<std::uint32_t>(&r - rows_.data()))) oldest = &r;
     }
-    if (oldest == nullptr) return false;
+    if (oldest == nullptr) return kNobody;
     oldest->busy = true;
     row = static_cast<std::uint32_t>(oldest - rows_.data());
   }
-  const Status stored = store(row);
+  Status stored = store(row);
+  {
+    const LockGuard guard(lock_);
+    if (stored.ok() && rows_[row].parked == nullptr) stored = kNobody;
+  }
   unclaim(row);
-  return stored.ok();
+  return stored;
 }
 
 Status KvPool::store(std::uint32_t row) {
@@ -397,7 +426,7 @@ Status KvPool::store(std::uint32_t row) {
   KV_TRY(backing_->pause());
   Status status = backing_->store(frames.data(), frames.size(), &parked->parcel);
   if (status.ok()) {
-    // From here on the parcel is the truth: what cannot be unmapped is replaced when it returns.
+    // A page that cannot be unmapped stays as it is, and its copy is not read.
     for (const Run& run : parked->runs) {
       const Status dropped = drop_run(row, run);
       if (status.ok()) status = dropped;

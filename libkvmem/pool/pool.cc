@@ -33,11 +33,11 @@ Result<Owned<KvPool>> KvPool::create(const Geometry& geometry, Owned<Backing> ba
   pool->rows_ = {rows, geometry.sequences_max};
   pool->table_ = reinterpret_cast<std::uint32_t*>(rows + geometry.sequences_max);
   if (!pool->queue_.reserve(geometry.sequences_max) ||
-      !pool->untouched_.reserve(geometry.sequences_max) || !pool->held_.resize(1)) {
+      !pool->unpopulated_.reserve(geometry.sequences_max) || !pool->held_.resize(1)) {
     return Status(Code::kNoMemory, "a KV pool");
   }
   if (::pthread_create(&pool->thread_, nullptr, thread_main, pool.get()) != 0) {
-    return Status(Code::kNoMemory, "no thread could be started");
+    return Status(Code::kCancelled, "no thread could be started");
   }
   pool->has_thread_ = true;
   return pool;
@@ -77,7 +77,7 @@ KvPool::Row* KvPool::open_row(std::uint32_t row) {
   return &rows_[row];
 }
 
-void KvPool::tell() {
+void KvPool::announce() {
   changed_.fetch_add(1, std::memory_order_release);
   sys::futex_wake(changed_, INT32_MAX);
 }
@@ -115,7 +115,7 @@ void KvPool::unclaim(std::uint32_t row) {
     set_room(row);
     rows_[row].busy = false;
   }
-  tell();
+  announce();
 }
 
 void KvPool::set_room(std::uint32_t row) {
@@ -159,12 +159,7 @@ Status KvPool::find_row(bool bare, std::uint32_t* out) {
       for (Row& r : rows_) {
         if (r.state == State::kOpen) continue;
         is_one_busy |= r.busy;
-        if (r.busy || (best != nullptr && best->state == State::kFree &&
-                       (r.state == State::kClosing ||
-                        (bare ? r.high >= best->high : r.high <= best->high)))) {
-          continue;
-        }
-        best = &r;
+        if (!r.busy && (best == nullptr || is_better(r, *best, bare))) best = &r;
       }
       if (best != nullptr) {
         best->busy = true;
@@ -179,6 +174,13 @@ Status KvPool::find_row(bool bare, std::uint32_t* out) {
     if (!is_one_busy) return {Code::kNoSpace, "all of the pool's sequences are open"};
     sys::futex_wait(changed_, seen);
   }
+}
+
+// One that is free before one that has to be cleaned; of those the one with the least mapped, or
+// the most.
+bool KvPool::is_better(const Row& a, const Row& b, bool bare) {
+  if (a.state != b.state) return a.state == State::kFree;
+  return bare ? a.high < b.high : a.high > b.high;
 }
 
 Status KvPool::open(std::uint32_t* row) {
@@ -238,7 +240,7 @@ Status KvPool::extend(std::uint32_t row, std::uint64_t tokens) {
   KV_TRY(claim(row));
   Status status = tokens < length_of(row) || tokens > geometry_.tokens_max ? kNoLength : Status();
   if (status.ok()) {
-    touch(row);
+    mark_used(row);
     status = ensure(row, tokens);
   }
   if (status.ok()) {
@@ -249,7 +251,7 @@ Status KvPool::extend(std::uint32_t row, std::uint64_t tokens) {
   return status;
 }
 
-void KvPool::touch(std::uint32_t row) {
+void KvPool::mark_used(std::uint32_t row) {
   const LockGuard guard(lock_);
   rows_[row].step = step_;
 }
@@ -260,56 +262,78 @@ std::uint64_t KvPool::length_of(std::uint32_t row) const {
 }
 
 Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std::size_t count) {
-  constexpr std::size_t kNone = SIZE_MAX;
+  const Wanted wanted{rows, tokens, count};
+  std::uint64_t late_pages = 0;
   for (bool is_first = true;; is_first = false) {
-    std::size_t late = kNone;
+    std::uint32_t late = 0;
+    bool is_there = false;
+    bool wakes = false;
     std::uint64_t late_tokens = 0;
-    bool is_work = false;
     {
       const LockGuard guard(lock_);
       step_ += is_first;
-      for (std::size_t i = 0; i < count; ++i) {
-        Row* const r = open_row(rows[i]);
-        if (r == nullptr || (is_first && r->step == step_)) return kNoSequence;
-        const std::uint64_t need = tokens != nullptr ? tokens[i] : r->tokens + 1;
-        if (need < r->tokens || need > geometry_.tokens_max) return kNoLength;
-        r->step = step_;
-        if (need <= r->room || late != kNone) continue;
-        late = i;
-        late_tokens = need;
-        if (r->parked == nullptr) {
-          stats_.late_pages += planes_ * (pages_for(need) - pages_for(r->room));
-        }
-      }
-      if (late == kNone) {
-        for (std::size_t i = 0; i < count; ++i) {
-          grow(rows[i], tokens != nullptr ? tokens[i] : rows_[rows[i]].tokens + 1);
-        }
-        ++stats_.steps;
-        if (backing_->is_paged() && stats_.steps % kScanSteps == 0) scans_ = true;
-        is_work = sleeps_ && (!queue_.empty() || scans_);
-      }
+      Status status = check(wanted, is_first);
+      is_there = status.ok() && !first_late(wanted, &late, &late_tokens);
+      if (is_there) wakes = commit(wanted, late_pages);
       // What is there for one of them is not taken for another.
-      for (std::size_t i = 0; late != kNone && i < count; ++i) {
-        Row& r = rows_[rows[i]];
-        r.goal = tokens != nullptr ? tokens[i] : r.tokens + 1;
+      set_goals(wanted, status.ok() && !is_there);
+      if (!status.ok()) return status;
+      if (!is_there && rows_[late].parked == nullptr) {
+        late_pages += planes_ * (pages_for(late_tokens) - pages_for(rows_[late].room));
       }
     }
-    if (late == kNone) {
-      if (is_work) wake();
-      return {};
-    }
-    Status status = claim(rows[late]);
+    if (wakes) wake();
+    if (is_there) return {};
+    Status status = claim(late);
     if (status.ok()) {
-      status = ensure(rows[late], late_tokens);
-      unclaim(rows[late]);
+      status = ensure(late, late_tokens);
+      unclaim(late);
     }
-    if (!status.ok()) {
-      const LockGuard guard(lock_);
-      for (std::size_t i = 0; i < count; ++i) rows_[rows[i]].goal = 0;
-      return status;
-    }
+    if (status.ok()) continue;
+    const LockGuard guard(lock_);
+    set_goals(wanted, false);
+    return status;
   }
+}
+
+std::uint64_t KvPool::tokens_of(const Wanted& wanted, std::size_t i) const {
+  return wanted.tokens != nullptr ? wanted.tokens[i] : rows_[wanted.rows[i]].tokens + 1;
+}
+
+Status KvPool::check(const Wanted& wanted, bool is_first) {
+  for (std::size_t i = 0; i < wanted.count; ++i) {
+    Row* const r = open_row(wanted.rows[i]);
+    if (r == nullptr) return kNoSequence;
+    if (is_first && r->step == step_) return {Code::kInvalid, "a step names a sequence twice"};
+    const std::uint64_t tokens = tokens_of(wanted, i);
+    if (tokens < r->tokens || tokens > geometry_.tokens_max) return kNoLength;
+    r->step = step_;
+  }
+  return {};
+}
+
+bool KvPool::first_late(const Wanted& wanted, std::uint32_t* row, std::uint64_t* tokens) const {
+  for (std::size_t i = 0; i < wanted.count; ++i) {
+    *tokens = tokens_of(wanted, i);
+    *row = wanted.rows[i];
+    if (*tokens > rows_[*row].room) return true;
+  }
+  return false;
+}
+
+void KvPool::set_goals(const Wanted& wanted, bool on) {
+  if (!on && !has_goals_) return;
+  has_goals_ = on;
+  for (std::size_t i = 0; i < wanted.count && wanted.rows[i] < rows_.size(); ++i) {
+    rows_[wanted.rows[i]].goal = on ? tokens_of(wanted, i) : 0;
+  }
+}
+
+bool KvPool::commit(const Wanted& wanted, std::uint64_t late_pages) {
+  for (std::size_t i = 0; i < wanted.count; ++i) grow(wanted.rows[i], tokens_of(wanted, i));
+  stats_.late_pages += late_pages;
+  if (++stats_.steps % kScanSteps == 0) scans_ = true;
+  return sleeps_ && (!queue_.empty() || scans_);
 }
 
 void KvPool::grow(std::uint32_t row, std::uint64_t tokens) {
@@ -324,7 +348,7 @@ void KvPool::grow(std::uint32_t row, std::uint64_t tokens) {
 Status KvPool::fork(std::uint32_t parent, std::uint64_t tokens, void* stream,
                     std::uint32_t* child) {
   KV_TRY(claim(parent));
-  touch(parent);
+  mark_used(parent);
   Status status = tokens > length_of(parent) ? kNoLength : restore(parent, Means::kParking);
   if (status.ok()) status = find_row(/*bare=*/true, child);
   if (status.ok()) {
@@ -357,7 +381,7 @@ Status KvPool::park(std::uint32_t row) {
 
 Status KvPool::resume(std::uint32_t row) {
   KV_TRY(claim(row));
-  touch(row);
+  mark_used(row);
   const Status status = ensure(row, length_of(row));
   advise(row, Heat::kWanted);
   unclaim(row);
@@ -401,7 +425,9 @@ bool KvPool::fits(std::uint64_t tokens, std::uint64_t count) const {
 }
 
 void KvPool::predict(std::uint64_t tokens) {
-  backing_->expect((tokens * geometry_.token_bytes() + geometry_.page_bytes - 1) >> page_shift_);
+  tokens = std::min(tokens, geometry_.tokens_max * geometry_.sequences_max);
+  const std::uint64_t pages = (tokens * token_stride_ + geometry_.page_bytes - 1) >> page_shift_;
+  backing_->expect(planes_ * pages);
 }
 
 KvPool::Stats KvPool::stats() const {
@@ -413,7 +439,7 @@ KvPool::Stats KvPool::stats() const {
     stats.shared_frames += held.pages > 1;
   }
   stats.spare_frames = spare_pages();
-  stats.late_frames = backing_->made_late();
+  stats.late_creates = backing_->created_late();
   return stats;
 }
 
@@ -451,7 +477,7 @@ void KvPool::run() {
     const std::uint32_t seen = work_.load(std::memory_order_acquire);
     std::uint32_t row = 0;
     bool serves = false;
-    bool touches = false;
+    bool populates = false;
     {
       const LockGuard guard(lock_);
       if (stop_) return;
@@ -459,16 +485,16 @@ void KvPool::run() {
       sleeps_ = false;
       serves = queue_.pop(&row);
       // What must be there comes before what had better be.
-      touches = !serves && untouched_.pop(&row);
+      populates = !serves && unpopulated_.pop(&row);
     }
     if (serves) serve(row);
-    if (touches) populate(row);
-    if (serves || touches) continue;
-    look_around();
+    if (populates) populate(row);
+    if (serves || populates) continue;
+    trim_and_advise();
     bool is_done = false;
     {
       const LockGuard guard(lock_);
-      is_done = queue_.empty() && untouched_.empty();
+      is_done = queue_.empty() && unpopulated_.empty();
       working_ = !is_done;
       work_seen_ = seen;
       looks = steps == step_ ? looks + 1 : 0;
@@ -505,14 +531,14 @@ void KvPool::serve(std::uint32_t row) {
     (void)scrub(row);
   } else if (state == State::kOpen) {
     if (is_wanted) {
-      (void)restore(row, Means::kParking);
+      is_parked = !restore(row, Means::kParking).ok();
       advise(row, Heat::kWanted);
     }
-    if (is_wanted || !is_parked) {
+    if (!is_parked) {
       const std::uint64_t end = std::min(geometry_.tokens_max, tokens + ahead_tokens_ + 1);
       (void)fill(row, pages_for(end), Means::kSpare);
       const LockGuard guard(lock_);
-      if (backing_->is_paged()) untouched_.push(row);
+      if (backing_->is_paged()) unpopulated_.push(row);
     }
   }
   unclaim(row);
@@ -537,7 +563,7 @@ void KvPool::populate(std::uint32_t row) {
 }
 
 // What has become cold, and what closed sequences have left beyond what they may.
-void KvPool::look_around() {
+void KvPool::trim_and_advise() {
   std::uint64_t spare = 0;
   bool scans = false;
   {
@@ -545,17 +571,24 @@ void KvPool::look_around() {
     spare = spare_pages();
     scans = std::exchange(scans_, false);
   }
-  if (spare > backing_->spare_frames_max()) (void)reclaim(spare - backing_->spare_frames_max());
+  const std::uint64_t spare_max = backing_->spare_frames_max();
+  if (spare > spare_max) (void)reclaim(spare - spare_max, Means::kSpare);
   for (std::uint32_t row = 0; scans && row < geometry_.sequences_max; ++row) {
+    State state{};
     {
       const LockGuard guard(lock_);
       Row& r = rows_[row];
-      const bool is_cold = r.state == State::kOpen && !r.busy && !r.pinned && !r.is_cold &&
-                           step_ - r.step > kColdSteps;
-      if (!is_cold) continue;
+      state = r.state;
+      const bool is_cold = state == State::kOpen && backing_->is_paged() && !r.pinned &&
+                           !r.is_cold && step_ - r.step > kColdSteps;
+      if (r.busy || (!is_cold && state != State::kClosing)) continue;
       r.busy = true;
     }
-    advise(row, Heat::kCold);
+    if (state == State::kClosing) {
+      (void)scrub(row);  // it could not be before
+    } else {
+      advise(row, Heat::kCold);
+    }
     unclaim(row);
   }
 }

@@ -1,5 +1,6 @@
 // KvPool: the KV cache of many sequences, each in a row of addresses that never change; see
-// layout.h. Only the pages that a row's tokens have reached have memory.
+// layout.h. The pages that a row's tokens have reached have memory, some ahead of them and some
+// that were left over may have.
 //
 // A row's pages are mapped ahead of its growth by a thread of the pool's own, so that a decode step
 // finds them: step() is a comparison for each sequence. What a closed sequence leaves behind stays
@@ -49,8 +50,8 @@ class KvPool {
     std::uint64_t steps = 0;            // since the start, as all that follows
     std::uint64_t grown_pages = 0;      // that a step's tokens reached
     std::uint64_t late_pages = 0;       // of them, mapped while the step waited
-    std::uint64_t late_frames = 0;      // that had to be made while somebody waited
-    std::uint64_t reclaimed_pages = 0;  // unmapped, of what closed sequences had left
+    std::uint64_t late_creates = 0;     // that had to be made while somebody waited
+    std::uint64_t reclaimed_pages = 0;  // unmapped for others, that no sequence needed
     std::uint64_t parked_pages = 0;
     std::uint64_t resumed_pages = 0;
   };
@@ -153,7 +154,7 @@ class KvPool {
   std::uint64_t page_of(std::uint32_t row, std::uint32_t plane, std::uint32_t page) const {
     return (std::uint64_t{plane} * geometry_.sequences_max + row) * row_pages_ + page;
   }
-  // REQUIRES: the row is claimed.
+  // REQUIRES: the row is claimed, or the lock is held and it is not busy.
   std::uint32_t& entry(std::uint32_t row, std::uint32_t plane, std::uint32_t page) {
     return table_[(std::uint64_t{row} * row_pages_ + page) * planes_ + plane];
   }
@@ -171,24 +172,43 @@ class KvPool {
   void unclaim(std::uint32_t row) EXCLUDES(lock_);
   // A claimed row that is free, with as much mapped as there is; or with nothing.
   Status find_row(bool bare, std::uint32_t* out) EXCLUDES(lock_);
-  void tell();
+  void announce();
   void wake();
   std::uint64_t spare_pages() const REQUIRES(lock_);
   std::uint64_t length_of(std::uint32_t row) const EXCLUDES(lock_);
-  void touch(std::uint32_t row) EXCLUDES(lock_);
+  void mark_used(std::uint32_t row) EXCLUDES(lock_);
+  static bool is_better(const Row& a, const Row& b, bool bare);
+
+  // What a step wants: `tokens` as step()'s.
+  struct Wanted {
+    const std::uint32_t* rows;
+    const std::uint64_t* tokens;
+    std::size_t count;
+  };
+  std::uint64_t tokens_of(const Wanted& wanted, std::size_t i) const REQUIRES(lock_);
+  Status check(const Wanted& wanted, bool is_first) REQUIRES(lock_);
+  // False: all pages are there.
+  bool first_late(const Wanted& wanted, std::uint32_t* row, std::uint64_t* tokens) const
+      REQUIRES(lock_);
+  void set_goals(const Wanted& wanted, bool on) REQUIRES(lock_);
+  // Whether the thread is to be woken.
+  bool commit(const Wanted& wanted, std::uint64_t late_pages) REQUIRES(lock_);
   void grow(std::uint32_t row, std::uint64_t tokens) REQUIRES(lock_);
 
   static void* thread_main(void* self);
   void run();
   void serve(std::uint32_t row) EXCLUDES(lock_);
   void populate(std::uint32_t row) EXCLUDES(lock_);
-  void look_around() EXCLUDES(lock_);
+  void trim_and_advise() EXCLUDES(lock_);
 
-  // memory.cc. REQUIRES of the following: rows that are named are claimed.
+  // REQUIRES of the following: rows that are named are claimed.
 
   void begin(std::uint32_t row, std::uint64_t tokens) EXCLUDES(lock_);
   // Back, and mapped for `tokens`.
   Status ensure(std::uint32_t row, std::uint64_t tokens) EXCLUDES(lock_);
+
+  // memory.cc.
+
   // Everything mapped in [0, end).
   Status fill(std::uint32_t row, std::uint32_t end, Means means) EXCLUDES(lock_);
   Status obtain(std::uint64_t page, std::size_t count, Means means, Frame* out) EXCLUDES(lock_);
@@ -197,16 +217,17 @@ class KvPool {
   // Unmaps pages from `first` on, and gives back what nobody else has. REQUIRES: paused.
   Status drop(std::uint32_t row, std::uint32_t first) EXCLUDES(lock_);
   Status drop_run(std::uint32_t row, const Run& run) EXCLUDES(lock_);
-  // Free, with nothing mapped; with nothing of another's mapped.
+  // Free, with nothing mapped.
   Status clear(std::uint32_t row) EXCLUDES(lock_);
+  // Free, with nothing of another's mapped.
   Status scrub(std::uint32_t row) EXCLUDES(lock_);
   Status share(std::uint32_t parent, std::uint32_t child, std::uint64_t tokens, void* stream)
       EXCLUDES(lock_);
   Status share_run(std::uint32_t parent, std::uint32_t child, const Run& run) EXCLUDES(lock_);
   // What is written after `tokens` is in pages of this row alone.
   Status unshare(std::uint32_t row, std::uint64_t tokens) EXCLUDES(lock_);
-  Status replace(std::uint32_t row, std::uint32_t plane, std::uint32_t page, const Frame& copy,
-                 std::uint64_t size_bytes) EXCLUDES(lock_);
+  Status replace(std::uint32_t row, std::uint32_t plane, std::uint32_t page, const Frame& copy)
+      EXCLUDES(lock_);
   Status store(std::uint32_t row) EXCLUDES(lock_);
   Status restore(std::uint32_t row, Means means) EXCLUDES(lock_);
   void drop_parcel(std::uint32_t row) EXCLUDES(lock_);
@@ -224,9 +245,9 @@ class KvPool {
   template <class Each>
   Status for_absent(std::uint32_t row, Parked& parked, Each each);
 
-  // Whether something was given back.
-  bool reclaim(std::uint64_t wanted) EXCLUDES(lock_);
-  bool park_oldest() EXCLUDES(lock_);
+  // Something was given back. kNotFound: there is nothing that could be.
+  Status reclaim(std::uint64_t wanted, Means means) EXCLUDES(lock_);
+  Status park_oldest() EXCLUDES(lock_);
 
   Result<std::uint32_t> hold(const Frame& frame) REQUIRES(lock_);
   // True: nobody has it any more.
@@ -246,10 +267,11 @@ class KvPool {
   std::span<Row> rows_ GUARDED_BY(lock_);
   Array<Held> held_ GUARDED_BY(lock_);  // [0] is nobody's
   std::uint32_t free_held_ GUARDED_BY(lock_) = 0;
-  Queue queue_ GUARDED_BY(lock_);      // for serve()
-  Queue untouched_ GUARDED_BY(lock_);  // for populate()
+  Queue queue_ GUARDED_BY(lock_);        // for serve()
+  Queue unpopulated_ GUARDED_BY(lock_);  // for populate()
   Stats stats_ GUARDED_BY(lock_);
   std::uint64_t step_ GUARDED_BY(lock_) = 0;
+  bool has_goals_ GUARDED_BY(lock_) = false;
   bool scans_ GUARDED_BY(lock_) = false;  // the thread looks for what has become cold
   bool stop_ GUARDED_BY(lock_) = false;
   bool working_ GUARDED_BY(lock_) = false;  // the thread is

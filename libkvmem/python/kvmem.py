@@ -12,7 +12,7 @@
     pool = kvmem.KvPool(layers=32, kv_heads=8, head_dim=128, element_bytes=2, tokens_max=8192, sequences_max=64)
     keys = torch.as_tensor(pool.view(layer=0), device="cuda").view(torch.bfloat16)    # device=0
     keys = numpy.asarray(pool.view(layer=0)).view(numpy.float16)   # on the host: [sequence, token, head, element]
-    prompt = pool.open()
+    prompt = pool.open_sequence()
     pool.extend(prompt, 1000)        # write keys[prompt, :1000], ...
     beam = pool.fork(prompt, 1000)   # shares full pages
     pool.step([prompt, beam])        # before each step of the engine: a token more each
@@ -275,13 +275,13 @@ class BlockCache:
 
 
 class KvView:
-    """A layer's keys or values: [sequence, token, head, element], elements as unsigned integers of their size.
+    """A layer's keys or values: [sequence, token, head, element], elements as integers of their size.
     What numpy.asarray (on the host) or torch.as_tensor (on a GPU) makes of it is the memory itself."""
 
     def __init__(self, pool, view):
         self.pool, self.address = pool, view.address
         self.strides = (view.sequence_stride, view.token_stride, view.head_stride, pool.options.element_bytes)
-        interface = {"shape": pool.shape, "strides": self.strides, "typestr": f"<u{pool.options.element_bytes}",
+        interface = {"shape": pool.shape, "strides": self.strides, "typestr": f"<i{pool.options.element_bytes}",
                      "data": (view.address, False), "version": 3}
         if pool.options.device == ON_HOST:
             self.__array_interface__ = interface
@@ -292,6 +292,8 @@ class KvView:
         """On the host: a writable memoryview of the bytes of one head of a token."""
         if self.pool.options.device != ON_HOST:
             raise ValueError("the processor does not reach a GPU's memory")
+        if not self.pool.handle:
+            raise ValueError("the pool is closed")
         for index, limit in zip((sequence, token, head), self.pool.shape):
             if not 0 <= index < limit:
                 raise IndexError(f"{index} of {limit}")
@@ -300,8 +302,8 @@ class KvView:
 
 
 class KvPool:
-    """The keys and values of many sequences, as kvmem.h says. `device`: a CUDA device's ordinal, whose context
-    the engine has made before, or ON_HOST. Sequences are integers, their index in the views."""
+    """The keys and values of many sequences, as kvmem.h says. `device`: a CUDA device's ordinal, once cuInit has
+    been called (its primary context is used), or ON_HOST. Sequences are integers, their index in the views."""
 
     def __init__(self, layers, kv_heads, head_dim, element_bytes, tokens_max, sequences_max, layout=PACKED,
                  device=ON_HOST, bytes_max=0, tag=None):
@@ -317,18 +319,18 @@ class KvPool:
         _call("kvmem_pool_view", self.handle, layer, int(is_value), ctypes.byref(view))
         return KvView(self, view)
 
-    def open(self):
+    def open_sequence(self):
         """A new sequence, of no tokens."""
         sequence = ctypes.c_uint32()
         _call("kvmem_seq_open", self.handle, ctypes.byref(sequence))
         return sequence.value
 
     def extend(self, sequence, tokens):
-        """Room for `tokens` in all."""
+        """It has `tokens` tokens in all from now on, no fewer than before."""
         _call("kvmem_seq_extend", self.handle, sequence, tokens)
 
     def truncate(self, sequence, tokens):
-        """No more than its first `tokens`."""
+        """It has its first `tokens` tokens from now on."""
         _call("kvmem_seq_truncate", self.handle, sequence, tokens)
 
     def fork(self, sequence, tokens, stream=None):
@@ -339,7 +341,7 @@ class KvPool:
         return child.value
 
     def close_sequence(self, sequence):
-        """Its pages are another's."""
+        """Ends a sequence: its index and its pages are used again."""
         _call("kvmem_seq_close", self.handle, sequence)
 
     def step(self, sequences, tokens=None):
@@ -355,15 +357,15 @@ class KvPool:
         _call("kvmem_seq_park", self.handle, sequence)
 
     def resume(self, sequence):
-        """Back."""
+        """Brings a parked sequence back before it returns (on the host: begins to)."""
         _call("kvmem_seq_resume", self.handle, sequence)
 
     def prefetch(self, sequence):
-        """Back, in the background."""
+        """Brings a parked sequence back in the background."""
         _call("kvmem_seq_prefetch", self.handle, sequence)
 
     def pin(self, sequence, is_pinned=True):
-        """Not to be parked."""
+        """A pinned sequence is not parked."""
         _call("kvmem_seq_pin", self.handle, sequence, int(is_pinned))
 
     def fits(self, tokens, count=1):

@@ -25,7 +25,7 @@ void install(char* const* environment);
 // it) or for mmap. nullptr: kvmem cannot serve, pass through.
 void* allocate(std::size_t size_bytes, bool is_heap, const char* tag = nullptr);
 // As allocate(is_heap), with the reason: 0, or -errno of kvmem_region_create. Quotas count
-// `bytes_max`, if that is not 0: touching more of it, at a time, raises SIGBUS.
+// `bytes_max`, if that is not 0: touching much more of it, at a time, raises SIGBUS.
 int create(std::size_t size_bytes, std::size_t bytes_max, const char* tag, void** out);
 // A read-only region whose bytes are the file's, in place of mmap(nullptr, size_bytes, PROT_READ,
 // flags, fd, offset). nullptr: pass through. REQUIRES: offset is a multiple of 2 MiB.

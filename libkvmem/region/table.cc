@@ -434,19 +434,35 @@ int alias(const Op& op) {
     if (sys::is_error(at)) return static_cast<int>(at);
     r.aliases = reinterpret_cast<Region::Alias*>(at);
   }
+  // A cut may leave one more than there was: what frees some must always find room.
+  if (alias.page != alias.target && r.alias_count >= kAliasesMax / 2) return -ENOSPC;
   if (r.alias_count + 2 >= kAliasesMax) return -ENOSPC;
   // The daemon first: its reply means that it has nothing under way there. One that is away is told
   // when it is back.
   if (const int error = tell_alias(r, alias); error != 0 && error != -EPIPE) return error;
   set_alias(r, alias);
-  return map_pages(r, alias.page, pages, tag.prot, alias.target);
+  const int error = map_pages(r, alias.page, pages, tag.prot, alias.target);
+  if (error != 0) {
+    // What lies there and what the daemon thinks of it must never differ: nothing does.
+    arena::reserve(op.address, op.size_bytes);
+    const Region::Alias own{alias.page, alias.page, pages};
+    (void)tell_alias(r, own);
+    set_alias(r, own);
+  }
+  return error;
 }
 
 int drop_pages(const Op& op) {
-  const PageTag tag = arena::tag(op.address);
-  if (tag.kind != PageKind::kManaged) return -ENOTCONN;
-  const Region& r = regions[tag.region];
-  return ask_range(wire::Op::kDiscard, r, page_of(r, op.address), op.size_bytes >> kPageShift);
+  return for_spans(op.address, op.address + op.size_bytes,
+                   [](const PageTag& tag, std::uint64_t at, std::uint64_t pages) -> int {
+                     const Region& r = regions[tag.region];
+                     if (tag.kind == PageKind::kManaged) {
+                       return ask_range(wire::Op::kDiscard, r, page_of(r, at), pages);
+                     }
+                     // Given up by the daemon: ordinary memory by now.
+                     if (is_ordinary(tag.kind)) sys::madvise(at, bytes(pages), MADV_DONTNEED);
+                     return 0;
+                   });
 }
 
 // The region's own pages there are not needed, but for those that lie elsewhere too.

@@ -21,7 +21,7 @@ struct Region {
   std::uint64_t size_bytes = 0;  // asked for; heap: what realloc made of it
   std::uint64_t first_page = 0;  // of the mapping within the daemon's region
   std::uint64_t origin_offset = 0;
-  std::uint64_t bytes_max = 0;     // that may be written at a time; 0: all
+  std::uint64_t bytes_max = 0;  // that may be written at a time; 0: all
   std::uint64_t managed_pages = 0;
   std::uint64_t live_pages = 0;  // managed or plain; 0: the entry is free
   std::uint64_t shadow = 0;      // origin: an untouched mapping of the file itself, for give-back

@@ -43,6 +43,7 @@ class Pool : public test::DeviceTest {
     static constexpr DeviceBacking::Hooks kHooks{
         [](CUcontext context) {
           ++pauses_;
+          if (is_busy_) return Status(Code::kBusy, "the engine captures a stream");
           return DeviceBacking::synchronize(context);
         },
         [] {},
@@ -56,6 +57,7 @@ class Pool : public test::DeviceTest {
         }};
     pauses_ = 0;
     banked_ = 0;
+    is_busy_ = false;
     auto backing = DeviceBacking::create(cuda::PrimaryContext(0), pool(options),
                                          g.pool_bytes() / g.page_bytes, kHooks, "kv");
     EXPECT_TRUE(backing.ok());
@@ -100,6 +102,7 @@ class Pool : public test::DeviceTest {
   }
 
   static inline std::atomic<int> pauses_;
+  static inline std::atomic<bool> is_busy_;
   static inline std::atomic<std::size_t> banked_;
 
  private:
@@ -342,23 +345,28 @@ TEST_F(Pool, APinnedSequenceIsNotParked) {
 }
 
 TEST_F(Pool, PredictedTokensFindTheirPagesMade) {
-  const Geometry g = geometry();
-  auto kv = make(g, {});
-  const std::uint32_t row = opened(*kv);
-  kv->predict(30);
-  for (int i = 0; i < 200 && live(SOFTGPU_HANDLES) < g.row_pages(30); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (const Layout layout : {Layout::kPacked, Layout::kPerLayer}) {
+    const Geometry g = geometry(layout);
+    auto kv = make(g, {});
+    const std::uint32_t row = opened(*kv);
+    kv->predict(30);
+    const std::uint64_t pages = g.planes() * g.row_pages(30);
+    for (int i = 0; i < 200 && live(SOFTGPU_HANDLES) < pages; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    ASSERT_TRUE(kv->extend(row, 30).ok());
+    EXPECT_EQ(kv->stats().late_creates, 0U);
+    kv->predict(UINT64_MAX);  // as many as there may be
   }
-  ASSERT_TRUE(kv->extend(row, 30).ok());
-  EXPECT_EQ(kv->stats().late_frames, 0U);
 }
 
 TEST_F(Pool, WhatTheDriverRefusesChangesNothing) {
-  auto kv = make(geometry(), {});
-  const std::uint32_t row = opened(*kv);
-  append(*kv, row, 4, 1);
   for (const char* entry : {"cuMemCreate", "cuMemMap", "cuMemSetAccess"}) {
+    int refused = 0;
     for (std::uint64_t nth = 1; nth < 4; ++nth) {
+      auto kv = make(geometry(), {});
+      const std::uint32_t row = opened(*kv);
+      append(*kv, row, 4, 1);
       fail(entry, nth, CUDA_ERROR_OUT_OF_MEMORY);
       std::uint32_t child = 0;
       const Status forked = kv->fork(row, 4, nullptr, &child);
@@ -367,13 +375,105 @@ TEST_F(Pool, WhatTheDriverRefusesChangesNothing) {
         ASSERT_TRUE(kv->close(child).ok());
       }
       fail_nothing(entry);
+      refused += !forked.ok();
       EXPECT_EQ(*kv->tokens(row), 4U);
       EXPECT_EQ(mismatches(*kv, row, 0, 4, 1), 0U);
+      ASSERT_TRUE(kv->close(row).ok());
+      kv->wait_until_quiet();
+      EXPECT_EQ(kv->stats().shared_frames, 0U);
+    }
+    EXPECT_GT(refused, 0) << entry;
+  }
+}
+
+TEST_F(Pool, ATruncateThatFailsKeepsEveryToken) {
+  for (const Layout layout : {Layout::kPacked, Layout::kPerLayer}) {
+    for (const char* entry : {"cuMemMap", "cuMemSetAccess", "cuMemcpyDtoDAsync"}) {
+      int refused = 0;
+      for (std::uint64_t nth = 1; nth < 6; ++nth) {
+        auto kv = make(geometry(layout), {});
+        const std::uint32_t parent = opened(*kv);
+        append(*kv, parent, 12, 1);
+        std::uint32_t child = 0;
+        ASSERT_TRUE(kv->fork(parent, 10, nullptr, &child).ok());
+        kv->wait_until_quiet();
+        fail(entry, nth, CUDA_ERROR_OUT_OF_MEMORY);
+        const Status cut = kv->truncate(parent, 3);
+        fail_nothing(entry);
+        refused += !cut.ok();
+        const std::uint64_t left = *kv->tokens(parent);
+        EXPECT_EQ(left, cut.ok() ? 3U : 12U);
+        ASSERT_TRUE(kv->step(&parent, &left, 1).ok());
+        EXPECT_EQ(mismatches(*kv, parent, 0, left, 1), 0U) << entry << nth;
+        EXPECT_EQ(mismatches(*kv, child, 0, 10, 1), 0U) << entry << nth;
+      }
+      EXPECT_GT(refused, 0) << entry;
     }
   }
-  ASSERT_TRUE(kv->close(row).ok());
+}
+
+TEST_F(Pool, APrefetchWithoutRoomLosesNothing) {
+  const Geometry g = geometry(Layout::kPerLayer);
+  auto kv = make(g, {.pages_max = 12});
+  const std::uint32_t parked = opened(*kv);
+  append(*kv, parked, 5, 1);  // four planes of two pages
+  ASSERT_TRUE(kv->park(parked).ok());
+  const std::uint32_t other = opened(*kv);
+  append(*kv, other, 5, 101);
+  ASSERT_TRUE(kv->pin(other, true).ok());
+  ASSERT_TRUE(kv->prefetch(parked).ok());
   kv->wait_until_quiet();
-  EXPECT_EQ(kv->stats().shared_frames, 0U);
+  EXPECT_EQ(kv->stats().parked, 1U);
+  ASSERT_TRUE(kv->close(other).ok());
+  const std::uint64_t length = 5;
+  ASSERT_TRUE(kv->step(&parked, &length, 1).ok());
+  EXPECT_EQ(mismatches(*kv, parked, 0, 5, 1), 0U);
+}
+
+TEST_F(Pool, WhoNeedsMemoryWhileTheEngineIsBusyIsToldSo) {
+  const Geometry g = geometry();
+  auto kv = make(g, {.pages_max = 6});
+  const std::uint32_t first = opened(*kv);
+  append(*kv, first, 8, 1);
+  ASSERT_TRUE(kv->close(first).ok());
+  // In the same row, whose pages are ahead of it.
+  EXPECT_EQ(opened(*kv), first);
+  const std::uint32_t other = opened(*kv);
+  ASSERT_TRUE(kv->step(nullptr, nullptr, 0).ok());
+  is_busy_ = true;
+  EXPECT_EQ(kv->extend(other, 16).code(), Code::kBusy);
+  is_busy_ = false;
+  EXPECT_TRUE(kv->extend(other, 16).ok());
+}
+
+TEST_F(Pool, WhatCouldNotBeUnmappedAtItsCloseIsLater) {
+  const Geometry g = geometry();
+  auto kv = make(g, {.pages_max = 8});
+  const std::uint32_t parent = opened(*kv);
+  append(*kv, parent, 16, 1);
+  std::uint32_t child = 0;
+  ASSERT_TRUE(kv->fork(parent, 16, nullptr, &child).ok());
+  is_busy_ = true;
+  ASSERT_TRUE(kv->close(parent).ok());
+  ASSERT_TRUE(kv->close(child).ok());
+  kv->wait_until_quiet();
+  is_busy_ = false;
+  const std::uint32_t next = opened(*kv);
+  append(*kv, next, 16, 7);
+  EXPECT_EQ(mismatches(*kv, next, 0, 16, 7), 0U);
+}
+
+TEST_F(Pool, WhatIsAheadOfOneSequenceIsNotTakenForWhatIsAheadOfAnother) {
+  auto kv = make(geometry(), {.pages_max = 5});
+  const std::uint32_t rows[2] = {opened(*kv), opened(*kv)};
+  const std::uint64_t lengths[2] = {5, 5};  // of two pages each, near their end
+  ASSERT_TRUE(kv->step(rows, lengths, 2).ok());
+  for (int i = 0; i < 20; ++i) {
+    kv->wait_until_quiet();
+    ASSERT_TRUE(kv->step(rows, lengths, 2).ok());
+  }
+  EXPECT_EQ(pauses_, 0);
+  EXPECT_EQ(kv->stats().reclaimed_pages, 0U);
 }
 
 TEST_F(Pool, NothingIsLeftOfIt) {

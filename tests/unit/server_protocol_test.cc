@@ -353,29 +353,31 @@ TEST_F(ServerProtocol, NoMoreOfARegionIsWrittenThanItWasSaid) {
   request.host_bytes = 4 * kPageBytes;
   Answer created = engine->client.ask(request);
   ASSERT_EQ(created.reply.error, 0) << created.reply.message;
-  std::uint8_t* const at = reserve_pages(40);
-  map_pages(at, 40, created.fds[0].get(), 0);
+  // (And a quarter more, and 64 pages, for reads past the end.)
+  constexpr std::size_t kLimit = 4 + 1 + 64;
+  std::uint8_t* const at = reserve_pages(100);
+  map_pages(at, 100, created.fds[0].get(), 0);
   request.op = Op::kRegionMapped;
   request.region_id = created.reply.region_id;
   request.address = reinterpret_cast<std::uint64_t>(at);
   ASSERT_EQ(engine->client.ask(request).reply.error, 0);
-  for (std::size_t page = 0; page < 4; ++page) at[page * 3 * kPageBytes] = 1;
+  for (std::size_t page = 0; page < kLimit; ++page) at[page * kPageBytes] = 1;
   // (A page that raises SIGBUS is one that the kernel cannot read for a system call.)
   int ends[2];
   ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
   const UniqueFd reader(ends[0]);
   const UniqueFd writer(ends[1]);
-  EXPECT_EQ(::write(writer.get(), at + 20 * kPageBytes, 1), -1);
+  EXPECT_EQ(::write(writer.get(), at + 90 * kPageBytes, 1), -1);
   EXPECT_EQ(errno, EFAULT);
   // What is dropped may be written elsewhere.
   request.op = Op::kDiscard;
   request.first_page = 3;
   request.page_count = 1;
   ASSERT_EQ(engine->client.ask(request).reply.error, 0);
-  request.first_page = 20;
+  request.first_page = 90;
   ASSERT_EQ(engine->client.ask(request).reply.error, 0);
-  at[21 * kPageBytes] = 1;
-  EXPECT_EQ(at[0] + at[3 * kPageBytes * 2] + at[21 * kPageBytes], 3);
+  at[91 * kPageBytes] = 1;
+  EXPECT_EQ(at[0] + at[2 * kPageBytes] + at[91 * kPageBytes], 3);
 }
 
 TEST_F(ServerProtocol, AnEngineThatDiesGivesEverythingBack) {

@@ -77,7 +77,7 @@ class Engine {
     options.sequences_max = kSequences;
     options.layout = layout;
     options.device = on_device ? 0 : KVMEM_ON_HOST;
-    options.bytes_max = (!on_device ? 200ULL : layout == KVMEM_PACKED ? 60ULL : 80ULL) << 20;
+    options.bytes_max = (!on_device ? 120ULL : layout == KVMEM_PACKED ? 60ULL : 80ULL) << 20;
     options.tag = "kv";
     int e = kvmem_pool_create(&options, &pool_);
     for (int i = 0; i < 1000 && e == -ENOTCONN; ++i) {  // the daemon is being restarted
@@ -110,14 +110,14 @@ class Engine {
     if (what < 15) return truncate(sequence);
     if (what < 16) return must(kvmem_seq_park(pool_, sequence), "park");
     if (what < 17) return must(kvmem_seq_prefetch(pool_, sequence), "prefetch");
-    if (what < 19) return check(sequence);
+    if (what < 19) return static_cast<void>(check(sequence));
     must(kvmem_seq_close(pool_, sequence), "close");
     model_.erase(sequence);
   }
   void check_all() {
     while (!model_.empty()) {
       const std::uint32_t sequence = model_.begin()->first;
-      check(sequence);
+      if (!check(sequence)) fail("no room for one sequence");
       must(kvmem_seq_close(pool_, sequence), "close");
       model_.erase(sequence);
     }
@@ -179,10 +179,11 @@ class Engine {
     const std::size_t kept = random_() % (tokens.size() + 1);
     if (had_memory(kvmem_seq_truncate(pool_, sequence, kept), "truncate")) tokens.resize(kept);
   }
-  void check(std::uint32_t sequence) {
+  // False: there was no memory.
+  bool check(std::uint32_t sequence) {
     const Tokens& tokens = model_[sequence];
     const std::uint64_t length = tokens.size();
-    if (!had_memory(kvmem_pool_step(pool_, &sequence, &length, 1), "step")) return;
+    if (!had_memory(kvmem_pool_step(pool_, &sequence, &length, 1), "step")) return false;
     for (std::size_t t = 0; t < length; ++t) {
       for_heads(sequence, t, tokens[t], [&](std::uint64_t at, const std::uint32_t* wanted) {
         bytes_.resize(kHeadBytes);
@@ -195,6 +196,7 @@ class Engine {
         checked_ += kHeadBytes;
       });
     }
+    return true;
   }
   void append(std::uint32_t sequence, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
@@ -241,8 +243,12 @@ class Engine {
 void fork_process(const Engine& engine) {
   const pid_t child = fork();
   if (child == 0) {
+    std::uint32_t sequence = 0;
+    const bool has_none = kvmem_seq_open(engine.pool(), &sequence) == -EINVAL &&
+                          kvmem_pool_step(engine.pool(), &sequence, nullptr, 1) == -EINVAL &&
+                          kvmem_pool_fits(engine.pool(), 1, 1) == -EINVAL;
     kvmem_pool_destroy(engine.pool());
-    _exit(0);
+    _exit(has_none ? 0 : 1);
   }
   int status = 0;
   if (child < 0 || waitpid(child, &status, 0) != child || status != 0) fail("a child");
@@ -258,6 +264,7 @@ int main(int argc, char** argv) {
   if (on_device) load_driver();
   std::uint64_t actions = 0;
   std::uint64_t checked = 0;
+  std::uint64_t resumed = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   for (unsigned round = 0; std::chrono::steady_clock::now() < end; ++round) {
     Engine engine(on_device, round % 2 == 0 ? KVMEM_PACKED : KVMEM_PER_LAYER, seed + round);
@@ -266,6 +273,7 @@ int main(int argc, char** argv) {
     engine.check_all();
     checked += engine.checked();
     const kvmem_pool_statistics stats = engine.stats();
+    resumed += stats.resumed_pages;
     if (stats.open != 0 || stats.parked != 0) fail("sequences are left");
     std::printf("seed %u: %llu grown, %llu late, %llu parked, %llu resumed, %llu reclaimed\n",
                 seed + round, static_cast<unsigned long long>(stats.grown_pages),
@@ -275,6 +283,7 @@ int main(int argc, char** argv) {
                 static_cast<unsigned long long>(stats.reclaimed_pages));
   }
   if (checked == 0) fail("nothing was checked");
+  if (on_device && resumed == 0) fail("nothing was parked");
   std::printf("ok %llu actions, %llu MiB checked\n", static_cast<unsigned long long>(actions),
               static_cast<unsigned long long>(checked >> 20));
   return 0;

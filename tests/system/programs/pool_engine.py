@@ -56,6 +56,33 @@ def check(pool, sequence, tokens, seed):
                     assert view.head(sequence, token, head) == pattern(pool, seed, layer, is_value, token, head)
 
 
+def crowd():
+    """More forks than pages can lie at several addresses: one is refused, nothing is another's, and what is
+    closed makes room again."""
+    with kvmem.KvPool(layers=32, kv_heads=1, head_dim=16384, element_bytes=4, tokens_max=64, sequences_max=200,
+                      layout=kvmem.PER_LAYER, bytes_max=1 << 30) as pool:
+        prompt, beams = pool.open_sequence(), []
+        pool.extend(prompt, 32)  # a page in each of 64 planes
+        fill(pool, prompt, [0, 31], 1)
+        try:
+            while len(beams) < 198:
+                beams.append(pool.fork(prompt, 32))
+        except OSError as error:
+            assert error.errno == errno.ENOMEM, error
+        assert 50 < len(beams) < 198, len(beams)
+        other = pool.open_sequence()
+        pool.extend(other, 2)
+        fill(pool, other, [0, 1], 9)
+        for sequence in (prompt, *beams):
+            check(pool, sequence, [0, 31], 1)
+        for beam in beams[3:]:
+            pool.close_sequence(beam)
+        again = pool.fork(prompt, 32)
+        for sequence in (prompt, again, *beams[:3]):
+            check(pool, sequence, [0, 31], 1)
+        check(pool, other, [0, 1], 9)
+
+
 def main():
     refused(errno.EINVAL, kvmem.KvPool, 0, 1, 1, 2, 16, 1)
     refused(errno.EINVAL, lambda: kvmem.KvPool(1, 1, 1, 9, 16, 1))
@@ -67,7 +94,7 @@ def main():
     huge = {"layers": 32, "kv_heads": 8, "head_dim": 128, "element_bytes": 2, "tokens_max": 8192, "sequences_max": 64}
     refused(errno.EDQUOT, lambda: kvmem.KvPool(**huge))
     with kvmem.KvPool(**huge, bytes_max=16 * PAGE) as pool:
-        first, second = pool.open(), pool.open()
+        first, second = pool.open_sequence(), pool.open_sequence()
         pool.extend(first, 12 * 16)
         fill(pool, first, range(0, 12 * 16, 16), 3)
         refused(errno.ENOMEM, pool.extend, second, 5 * 16)
@@ -81,7 +108,7 @@ def main():
         token = 2 * 2 * 2 * 8192 * 4 if layout == kvmem.PACKED else 2 * 8192 * 4
         planes = 1 if layout == kvmem.PACKED else 4
         assert pool.stats()["growth_bytes"] == planes * PAGE
-        prompt = pool.open()
+        prompt = pool.open_sequence()
         pool.extend(prompt, 40)
         fill(pool, prompt, range(40), 1)
         assert pool.stats()["bytes"] == planes * -(-40 * token // PAGE) * PAGE
@@ -110,8 +137,8 @@ def main():
         for i, beam in enumerate(beams):
             check(pool, beam, range(33), 1)
             check(pool, beam, range(33, 53), 10 + i)
-        other = pool.open()
-        refused(errno.ENOSPC, pool.open)
+        other = pool.open_sequence()
+        refused(errno.ENOSPC, pool.open_sequence)
         refused(errno.EINVAL, pool.extend, other, 257)
         refused(errno.EINVAL, pool.truncate, other, 1)
         refused(errno.EINVAL, pool.fork, other, 1)
@@ -131,6 +158,7 @@ def main():
             pool.close_sequence(beam)
         assert pool.stats()["open"] == 1
         pool.close()
+    crowd()
     print("ok pool_engine")
 
 
