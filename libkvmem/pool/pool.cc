@@ -353,6 +353,11 @@ Status KvPool::fork(std::uint32_t parent, std::uint64_t tokens, void* stream,
   if (status.ok()) status = find_row(/*bare=*/true, child);
   if (status.ok()) {
     status = share(parent, *child, tokens, stream);
+    // What closed forks have still mapped may be what there is no room for.
+    while (status.code() == Code::kNoMemory && clear(*child).ok() &&
+           reclaim(1, Means::kSpare).ok()) {
+      status = share(parent, *child, tokens, stream);
+    }
     if (status.ok()) {
       begin(*child, tokens);
     } else {

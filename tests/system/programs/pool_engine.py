@@ -73,7 +73,7 @@ def crowd():
         other = pool.open_sequence()
         pool.extend(other, 2)
         fill(pool, other, [0, 1], 9)
-        for sequence in (prompt, *beams):
+        for sequence in (prompt, *beams[::16], beams[-1]):
             check(pool, sequence, [0, 31], 1)
         for beam in beams[3:]:
             pool.close_sequence(beam)
