@@ -35,6 +35,8 @@ class DeviceBacking final : public Backing {
                                              std::uint64_t pages, const Hooks& hooks,
                                              const char* tag);
   ~DeviceBacking() override;
+  DeviceBacking(const DeviceBacking&) = delete;
+  DeviceBacking& operator=(const DeviceBacking&) = delete;
 
   std::uint64_t address() const override { return addresses_.get().at; }
   std::size_t page_bytes() const override { return frames_->page_bytes(); }

@@ -22,6 +22,8 @@ class HostBacking final : public Backing {
   static int create(std::uint64_t pages, std::uint64_t frames_max, const char* tag,
                     Owned<HostBacking>* out);
   ~HostBacking() override;
+  HostBacking(const HostBacking&) = delete;
+  HostBacking& operator=(const HostBacking&) = delete;
 
   std::uint64_t address() const override { return address_; }
   std::size_t page_bytes() const override { return kPageBytes; }

@@ -85,7 +85,7 @@ Status KvPool::obtain(std::uint64_t page, std::size_t count, Means means, Frame*
 }
 
 Status KvPool::adopt(std::uint32_t row, const Run& run, const Frame* frames) {
-  std::uint32_t ids[kRunPagesMax];
+  std::uint32_t ids[kRunPagesMax] = {};
   Status status;
   std::uint32_t held = 0;
   {
