@@ -205,8 +205,9 @@ int kvmem_seq_fork(struct kvmem_pool* pool, uint32_t sequence, uint64_t tokens, 
 
 /* Says before each step of the engine which sequences it touches and how many tokens they have
  * after it; `tokens` NULL: one more each. All of them, or none. This is also how kvmem knows which
- * sequences are in use; those that are not make room. -EINVAL also where it names one twice. 3 to
- * 5 us for 256 sequences (tests/bench/run.sh pool), unless memory has to be waited for. */
+ * sequences are in use; those that are not make room. -EINVAL also where it names one twice. Two to
+ * three times a look at as many lengths, 3 to 7 us for 256 sequences (tests/bench/run.sh pool),
+ * unless memory has to be waited for. */
 int kvmem_pool_step(struct kvmem_pool* pool, const uint32_t* sequences, const uint64_t* tokens,
                     size_t count) KVMEM_NOEXCEPT;
 

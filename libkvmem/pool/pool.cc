@@ -265,29 +265,28 @@ Status KvPool::step(const std::uint32_t* rows, const std::uint64_t* tokens, std:
   const Wanted wanted{rows, tokens, count};
   std::uint64_t late_pages = 0;
   for (bool is_first = true;; is_first = false) {
-    std::uint32_t late = 0;
+    Late late;
     bool is_there = false;
     bool wakes = false;
-    std::uint64_t late_tokens = 0;
     {
       const LockGuard guard(lock_);
       step_ += is_first;
-      Status status = check(wanted, is_first);
-      is_there = status.ok() && !first_late(wanted, &late, &late_tokens);
+      const Status status = check(wanted, is_first, &late);
+      is_there = status.ok() && !late.found;
       if (is_there) wakes = commit(wanted, late_pages);
       // What is there for one of them is not taken for another.
       set_goals(wanted, status.ok() && !is_there);
       if (!status.ok()) return status;
-      if (!is_there && rows_[late].parked == nullptr) {
-        late_pages += planes_ * (pages_for(late_tokens) - pages_for(rows_[late].room));
+      if (!is_there && rows_[late.row].parked == nullptr) {
+        late_pages += planes_ * (pages_for(late.tokens) - pages_for(rows_[late.row].room));
       }
     }
     if (wakes) wake();
     if (is_there) return {};
-    Status status = claim(late);
+    Status status = claim(late.row);
     if (status.ok()) {
-      status = ensure(late, late_tokens);
-      unclaim(late);
+      status = ensure(late.row, late.tokens);
+      unclaim(late.row);
     }
     if (status.ok()) continue;
     const LockGuard guard(lock_);
@@ -300,7 +299,7 @@ std::uint64_t KvPool::tokens_of(const Wanted& wanted, std::size_t i) const {
   return wanted.tokens != nullptr ? wanted.tokens[i] : rows_[wanted.rows[i]].tokens + 1;
 }
 
-Status KvPool::check(const Wanted& wanted, bool is_first) {
+Status KvPool::check(const Wanted& wanted, bool is_first, Late* late) {
   for (std::size_t i = 0; i < wanted.count; ++i) {
     Row* const r = open_row(wanted.rows[i]);
     if (r == nullptr) return kNoSequence;
@@ -308,17 +307,9 @@ Status KvPool::check(const Wanted& wanted, bool is_first) {
     const std::uint64_t tokens = tokens_of(wanted, i);
     if (tokens < r->tokens || tokens > geometry_.tokens_max) return kNoLength;
     r->step = step_;
+    if (tokens > r->room && !late->found) *late = {wanted.rows[i], tokens, true};
   }
   return {};
-}
-
-bool KvPool::first_late(const Wanted& wanted, std::uint32_t* row, std::uint64_t* tokens) const {
-  for (std::size_t i = 0; i < wanted.count; ++i) {
-    *tokens = tokens_of(wanted, i);
-    *row = wanted.rows[i];
-    if (*tokens > rows_[*row].room) return true;
-  }
-  return false;
 }
 
 void KvPool::set_goals(const Wanted& wanted, bool on) {

@@ -186,10 +186,13 @@ class KvPool {
     std::size_t count;
   };
   std::uint64_t tokens_of(const Wanted& wanted, std::size_t i) const REQUIRES(lock_);
-  Status check(const Wanted& wanted, bool is_first) REQUIRES(lock_);
-  // False: all pages are there.
-  bool first_late(const Wanted& wanted, std::uint32_t* row, std::uint64_t* tokens) const
-      REQUIRES(lock_);
+  // The first of them whose pages are not all there.
+  struct Late {
+    std::uint32_t row = 0;
+    std::uint64_t tokens = 0;
+    bool found = false;
+  };
+  Status check(const Wanted& wanted, bool is_first, Late* late) REQUIRES(lock_);
   void set_goals(const Wanted& wanted, bool on) REQUIRES(lock_);
   // Whether the thread is to be woken.
   bool commit(const Wanted& wanted, std::uint64_t late_pages) REQUIRES(lock_);
