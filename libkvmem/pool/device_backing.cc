@@ -8,7 +8,13 @@
 namespace kvmem::pool {
 namespace {
 
-DevicePool::Page page_of(const Frame& frame) { return {frame.memory, frame.home}; }
+// Frames as the DevicePool knows them; at most kRunMax.
+struct Pages {
+  Pages(const Frame* frames, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) page[i] = {frames[i].memory, frames[i].home};
+  }
+  DevicePool::Page page[kRunMax];
+};
 
 }  // namespace
 
@@ -63,9 +69,9 @@ Status DeviceBacking::take(std::uint64_t /*page*/, std::size_t count, Frame* out
 }
 
 void DeviceBacking::give_back(const Frame* frames, std::size_t count) {
-  for (std::size_t i = 0; i < count; ++i) {
-    const DevicePool::Page page = page_of(frames[i]);
-    frames_->give_back(&page, 1);
+  for (std::size_t i = 0; i < count; i += kRunMax) {
+    const std::size_t run = std::min(count - i, kRunMax);
+    frames_->give_back(Pages(frames + i, run).page, run);
   }
 }
 
@@ -73,16 +79,7 @@ Status DeviceBacking::map(std::uint64_t page, const Frame* frames, std::size_t c
   const cuda::ContextScope current(frames_->context());
   KV_TRY(current.status());
   const cuda::OutsideCapture outside;
-  const cuda::Driver& driver = cuda::driver();
-  Status status;
-  std::size_t mapped = 0;
-  for (; mapped < count && status.ok(); mapped += status.ok()) {
-    status = cuda::status_of(
-        driver.map(at(page + mapped), page_bytes(), 0, frames[mapped].memory, 0), "cuMemMap");
-  }
-  if (status.ok()) status = frames_->give_access(at(page), count * page_bytes());
-  if (!status.ok() && mapped > 0) (void)driver.unmap(at(page), mapped * page_bytes());
-  return status;
+  return frames_->map(at(page), Pages(frames, count).page, count);
 }
 
 Status DeviceBacking::unmap(std::uint64_t page, std::size_t count) {

@@ -42,16 +42,7 @@ DeviceRegion::~DeviceRegion() {
 
 Status DeviceRegion::put(std::uint32_t first, std::uint32_t count, DevicePlace place,
                          const DevicePool::Page* next) {
-  const cuda::Driver& driver = cuda::driver();
-  Status status;
-  std::uint32_t mapped = 0;
-  for (; mapped < count && status.ok(); mapped += status.ok()) {
-    status = cuda::status_of(
-        driver.map(at(first + mapped), page_bytes(), 0, next[mapped].handle, 0), "cuMemMap");
-  }
-  if (status.ok()) status = pool(place).give_access(at(first), count * page_bytes());
-  if (!status.ok() && mapped > 0) (void)driver.unmap(at(first), mapped * page_bytes());
-  return status;
+  return pool(place).map(at(first), next, count);
 }
 
 Status DeviceRegion::unmap_run(std::uint32_t first, std::uint32_t end) {

@@ -107,13 +107,22 @@ Status DevicePool::give_home(Page* page) const {
   KV_TRY(cuda::status_of(driver.address_reserve(&page->home, page_bytes_, 0, 0, 0),
                          "cuMemAddressReserve"));
   cuda::Reservation home({page->home, page_bytes_});
-  KV_TRY(cuda::status_of(driver.map(page->home, page_bytes_, 0, page->handle, 0), "cuMemMap"));
-  if (const Status access = give_access(page->home, page_bytes_); !access.ok()) {
-    (void)driver.unmap(page->home, page_bytes_);
-    return access;
-  }
+  KV_TRY(map(page->home, page, 1));
   (void)home.release();
   return {};
+}
+
+Status DevicePool::map(CUdeviceptr at, const Page* pages, std::size_t count) const {
+  const cuda::Driver& driver = cuda::driver();
+  Status status;
+  std::size_t mapped = 0;
+  for (; mapped < count && status.ok(); mapped += status.ok()) {
+    status = cuda::status_of(
+        driver.map(at + mapped * page_bytes_, page_bytes_, 0, pages[mapped].handle, 0), "cuMemMap");
+  }
+  if (status.ok()) status = give_access(at, count * page_bytes_);
+  if (!status.ok() && mapped > 0) (void)driver.unmap(at, mapped * page_bytes_);
+  return status;
 }
 
 Status DevicePool::give_access(CUdeviceptr at, std::size_t size_bytes) const {

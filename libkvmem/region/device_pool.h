@@ -78,8 +78,9 @@ class DevicePool {
   void set_bytes_max(std::uint64_t bytes);
   // From now on no more than there is; how much that is, in bytes.
   std::uint64_t stop_growing();
-  // Read and write for the device on [at, at + size_bytes), where pages of this pool are mapped.
-  Status give_access(CUdeviceptr at, std::size_t size_bytes) const;
+  // The pages one after the other at `at`, read and written by the device; all of them or none.
+  // REQUIRES: the context is current, and nothing is mapped there.
+  Status map(CUdeviceptr at, const Page* pages, std::size_t count) const;
   // How many there may be, and how many take() could have had just now.
   std::uint64_t pages_max() const;
   std::uint64_t available() const;
@@ -91,6 +92,7 @@ class DevicePool {
   DevicePool(const Options& options, std::size_t page_bytes, const CUmemAllocationProp& prop);
   Status create_page(Page* out) const;
   Status give_home(Page* page) const;
+  Status give_access(CUdeviceptr at, std::size_t size_bytes) const;
   void release(const Page* pages, std::size_t count) const;
   static void* thread_main(void* self);
   void refill();
