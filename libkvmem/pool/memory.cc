@@ -55,6 +55,11 @@ Frame KvPool::frame_at(std::uint32_t row, std::uint32_t plane, std::uint32_t pag
   return held_[entry(row, plane, page)].frame;
 }
 
+void KvPool::frames_of(std::uint32_t row, const Run& run, Frame* out) {
+  const LockGuard guard(lock_);
+  for (std::uint32_t i = 0; i < run.count; ++i) out[i] = frame_at(row, run.plane, run.first + i);
+}
+
 bool KvPool::shared_from(std::uint32_t row, std::uint32_t first) {
   for (std::uint32_t page = first; page < rows_[row].high; ++page) {
     for (std::uint32_t plane = 0; plane < planes_; ++plane) {
@@ -124,12 +129,16 @@ Status KvPool::fill(std::uint32_t row, std::uint32_t end, Means means) {
       [&](const Run& run) -> Status {
         // New memory never stands for what the sequence has written.
         if (run.first < filled) return {Code::kCorrupt, "pages of the sequence are not there"};
-        Frame frames[kRunPagesMax];
-        KV_TRY(obtain(page_of(row, run.plane, run.first), run.count, means, frames));
-        const Status mapped = adopt(row, run, frames);
-        if (!mapped.ok()) backing_->give_back(frames, run.count);
-        return mapped;
+        return fill_run(row, run, means);
       });
+}
+
+Status KvPool::fill_run(std::uint32_t row, const Run& run, Means means) {
+  Frame frames[kRunPagesMax];
+  KV_TRY(obtain(page_of(row, run.plane, run.first), run.count, means, frames));
+  const Status mapped = adopt(row, run, frames);
+  if (!mapped.ok()) backing_->give_back(frames, run.count);
+  return mapped;
 }
 
 Status KvPool::drop_run(std::uint32_t row, const Run& run) {
@@ -220,13 +229,8 @@ Status KvPool::share(std::uint32_t parent, std::uint32_t child, std::uint64_t to
       parent, 0, full, [](std::uint32_t id) { return id != 0; },
       [&](const Run& run) { return share_run(parent, child, run); }));
   for (std::uint32_t plane = 0; part != 0 && plane < planes_; ++plane) {
-    const std::uint64_t to = page_of(child, plane, full);
-    Frame copy;
-    KV_TRY(obtain(to, 1, Means::kParking, &copy));
-    const Status mapped = adopt(child, {plane, full, 1}, &copy);
-    if (!mapped.ok()) backing_->give_back(&copy, 1);
-    KV_TRY(mapped);
-    KV_TRY(backing_->copy(page_of(parent, plane, full), to, part, stream));
+    KV_TRY(fill_run(child, {plane, full, 1}, Means::kParking));
+    KV_TRY(backing_->copy(page_of(parent, plane, full), page_of(child, plane, full), part, stream));
   }
   return {};
 }
@@ -416,10 +420,7 @@ Status KvPool::store(std::uint32_t row) {
           return {Code::kNoMemory, "parking a sequence"};
         }
         parked->runs[parked->runs.size() - 1] = run;
-        const LockGuard guard(lock_);
-        for (std::uint32_t i = 0; i < run.count; ++i) {
-          frames[frames.size() - run.count + i] = frame_at(row, run.plane, run.first + i);
-        }
+        frames_of(row, run, frames.end() - run.count);
         return {};
       }));
   if (frames.empty()) return {};
@@ -515,12 +516,7 @@ void KvPool::advise(std::uint32_t row, Heat heat) {
       },
       [&](const Run& run) -> Status {
         Frame frames[kRunPagesMax];
-        {
-          const LockGuard guard(lock_);
-          for (std::uint32_t i = 0; i < run.count; ++i) {
-            frames[i] = frame_at(row, run.plane, run.first + i);
-          }
-        }
+        frames_of(row, run, frames);
         backing_->advise(frames, run.count, heat);
         return {};
       });

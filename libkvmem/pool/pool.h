@@ -214,6 +214,7 @@ class KvPool {
 
   // Everything mapped in [0, end).
   Status fill(std::uint32_t row, std::uint32_t end, Means means) EXCLUDES(lock_);
+  Status fill_run(std::uint32_t row, const Run& run, Means means) EXCLUDES(lock_);
   Status obtain(std::uint64_t page, std::size_t count, Means means, Frame* out) EXCLUDES(lock_);
   // Maps them; on error they are still the caller's.
   Status adopt(std::uint32_t row, const Run& run, const Frame* frames) EXCLUDES(lock_);
@@ -239,6 +240,7 @@ class KvPool {
   void set_high(std::uint32_t row) REQUIRES(lock_);
   bool shared_from(std::uint32_t row, std::uint32_t first) REQUIRES(lock_);
   bool has_private(std::uint32_t row) REQUIRES(lock_);
+  void frames_of(std::uint32_t row, const Run& run, Frame* out) EXCLUDES(lock_);
   Frame frame_at(std::uint32_t row, std::uint32_t plane, std::uint32_t page) REQUIRES(lock_);
   // Calls each(Run) for pages in [first, end) whose entries `wants` takes, plane by plane.
   template <class Wants, class Each>

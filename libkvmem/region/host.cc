@@ -58,6 +58,18 @@ Op range_op(Kind kind, std::uint64_t address, std::uint64_t size_bytes, int valu
   return op;
 }
 
+// A new region. 0 or -errno.
+int make(Op& op) {
+  op.kind = Kind::kCreate;
+  int error = 0;
+  {
+    LockGuard guard(g_agent_lock);
+    error = ask_agent(op);
+  }
+  keep_descriptors();
+  return error;
+}
+
 // The kernel's own checks of a range. 1: go on; else what the call returns.
 int check_range(std::uint64_t address, std::uint64_t size_bytes, bool is_empty_valid) {
   if (!is_aligned(address, kOsPageBytes)) return -EINVAL;
@@ -81,33 +93,20 @@ void install(char* const* environment) {
 void* allocate(std::size_t size_bytes, bool is_heap, const char* tag) {
   if (size_bytes == 0 || size_bytes > wire::kRegionPagesMax << kPageShift) return nullptr;
   Op op{};
-  op.kind = Kind::kCreate;
   op.size_bytes = size_bytes;
   op.is_heap = is_heap;
   op.tag = tag != nullptr ? tag : kvmem::tag();
-  int error = 0;
-  {
-    LockGuard guard(g_agent_lock);
-    error = ask_agent(op);
-  }
-  keep_descriptors();
-  return error == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
+  return make(op) == 0 ? reinterpret_cast<void*>(op.address) : nullptr;
 }
 
 int create(std::size_t size_bytes, std::size_t bytes_max, const char* tag, void** out) {
   if (g_settings.off) return -ENOTSUP;
   Op op{};
-  op.kind = Kind::kCreate;
   op.size_bytes = size_bytes;
   op.is_heap = true;
   op.bytes_max = bytes_max;
   op.tag = tag;
-  int error = 0;
-  {
-    LockGuard guard(g_agent_lock);
-    error = ask_agent(op);
-  }
-  keep_descriptors();
+  const int error = make(op);
   if (error == 0) *out = reinterpret_cast<void*>(op.address);
   return error;
 }
@@ -126,7 +125,6 @@ void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) 
       sys::mmap(0, shadow_bytes, PROT_READ, flags & ~(MAP_POPULATE | MAP_NONBLOCK), fd, offset);
   if (sys::is_error(shadow)) return nullptr;
   Op op{};
-  op.kind = Kind::kCreate;
   op.size_bytes = size_bytes;
   op.shadow = static_cast<std::uint64_t>(shadow);
   op.offset = offset;
@@ -134,13 +132,7 @@ void* map_file(std::size_t size_bytes, int flags, int fd, std::uint64_t offset) 
   op.inode = s.st_ino;
   op.fd = fd;
   op.fd_tid = sys::tid();
-  int error = 0;
-  {
-    LockGuard guard(g_agent_lock);
-    error = ask_agent(op);
-  }
-  keep_descriptors();
-  if (error == 0) return reinterpret_cast<void*>(op.address);
+  if (make(op) == 0) return reinterpret_cast<void*>(op.address);
   sys::munmap(op.shadow, shadow_bytes);
   return nullptr;
 }

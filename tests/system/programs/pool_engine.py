@@ -33,27 +33,26 @@ def frame_of(address):
     return entry & ((1 << 55) - 1)
 
 
-def fill(pool, sequence, tokens, seed):
+def heads(pool, sequence, tokens, seed):
+    """Each head of these tokens, and what is to be in it."""
     for layer in range(pool.options.layers):
         for is_value in (False, True):
             view = pool.view(layer, is_value)
             for token in tokens:
                 for head in range(pool.options.kv_heads):
-                    view.head(sequence, token, head)[:] = pattern(pool, seed, layer, is_value, token, head)
+                    word = hash((seed, layer, is_value, token, head)) & 0xffffffff
+                    pattern = struct.pack("=I", word) * (pool.options.head_dim * pool.options.element_bytes // 4)
+                    yield view.head(sequence, token, head), pattern
 
 
-def pattern(pool, seed, *where):
-    word = hash((seed, *where)) & 0xffffffff
-    return struct.pack("=I", word) * (pool.options.head_dim * pool.options.element_bytes // 4)
+def fill(pool, sequence, tokens, seed):
+    for head, pattern in heads(pool, sequence, tokens, seed):
+        head[:] = pattern
 
 
 def check(pool, sequence, tokens, seed):
-    for layer in range(pool.options.layers):
-        for is_value in (False, True):
-            view = pool.view(layer, is_value)
-            for token in tokens:
-                for head in range(pool.options.kv_heads):
-                    assert view.head(sequence, token, head) == pattern(pool, seed, layer, is_value, token, head)
+    for head, pattern in heads(pool, sequence, tokens, seed):
+        assert head == pattern
 
 
 def crowd():
@@ -116,11 +115,11 @@ def main():
         full = 33 * token // PAGE
         assert pool.stats()["shared_bytes"] == planes * full * PAGE
         for beam in beams:
-            view, mine = pool.view(0), pool.view(0)
+            view = pool.view(0)
             check(pool, beam, range(33), 1)
             at = view.address + beam * view.strides[0]
             if full > 0 and os.geteuid() == 0:
-                mine = pool.view(0).address + prompt * view.strides[0]
+                mine = view.address + prompt * view.strides[0]
                 view.head(prompt, 0, 0)[0:1] = view.head(prompt, 0, 0)[0:1]  # there, for a moment
                 view.head(beam, 0, 0)[0]
                 assert frame_of(at) == frame_of(mine), "not the same memory"
