@@ -162,8 +162,8 @@ Status HostBacking::replace(std::uint64_t page, const Frame& before, const Frame
   if (!bytes.resize(kPageBytes)) return {Code::kNoMemory, "a copy of a shared page"};
   memcpy(bytes.data(), reinterpret_cast<const void*>(at(page)), kPageBytes);
   if (const Status laid = lay(page, copy.memory, 1); !laid.ok()) {
-    (void)lay(page, before.memory, 1);
-    return laid;
+    if (lay(page, before.memory, 1).ok()) return laid;
+    return {Code::kCorrupt, "a page could be laid neither here nor there"};
   }
   memcpy(reinterpret_cast<void*>(at(page)), bytes.data(), kPageBytes);
   return {};
