@@ -22,10 +22,12 @@
 #include "os/log.h"
 #include "os/memory.h"
 #include "os/priority.h"
+#include "os/rights.h"
 #include "os/service.h"
 #include "os/socket.h"
 #include "os/timer.h"
 #include "os/watch.h"
+#include "probe/probes.h"
 #include "server/server.h"
 
 namespace kvmem {
@@ -230,6 +232,13 @@ int run(int argc, char** argv) {
       return fail(dir.c_str(), Status::from_errno("mkdir"));
   }
 
+  // While there are rights and no threads.
+  auto probes = probe::Probes::start({.enabled = config.ebpf.enable,
+                                      .store_path = config.nvme.path,
+                                      .gpu_driver = config.gpu.driver});
+  if (const Status status = os::drop_capabilities(); !status.ok())
+    return fail("capabilities", status);
+
   raise_descriptor_limit();
   loop::LoopOptions options;
   options.dram_pages = config.dram.budget_pages();
@@ -264,8 +273,8 @@ int run(int argc, char** argv) {
       }
     }
   }
-  daemon.server =
-      std::make_unique<server::Server>(*daemon.loop, std::move(listener), runtime_dir, config);
+  daemon.server = std::make_unique<server::Server>(*daemon.loop, std::move(listener), runtime_dir,
+                                                   config, std::move(probes));
   if (!warning.empty()) {
     os::log(os::Severity::kWarning, "%s", warning.c_str());
     daemon.server->add_warning(warning);

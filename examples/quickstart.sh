@@ -50,7 +50,7 @@ examples=$root/examples
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem
 # What the build looks for, and what a virtual environment needs.
 packages=(g++ cmake ninja-build pkg-config liburing-dev libnuma-dev libxxhash-dev
-  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libgtest-dev libgmock-dev
+  nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libbpf-dev bpftool clang-14 libgtest-dev libgmock-dev
   python3 python3-venv)
 
 step() { printf '\n[%3ds] %s\n' "$SECONDS" "$*"; }

@@ -4,7 +4,7 @@
 usage: check_layers.py ROOT TABLE
 
 Headers are included by the path below libkvmem/ or daemon/ ("base/status.h", "tier/store.h"), those
-of kernels/ by the whole path.
+of kernels/ and ebpf/ by the whole path.
 """
 import pathlib
 import re
@@ -33,7 +33,7 @@ def main():
     table = load_table(table_path)
     roots = [root / "libkvmem", root / "libkvmem" / "include", root / "daemon", root]
     faults, seen = 0, 0
-    for file in sorted(p for top in ("kernels", "libkvmem", "daemon") for p in (root / top).rglob("*")):
+    for file in sorted(p for top in ("kernels", "ebpf", "libkvmem", "daemon") for p in (root / top).rglob("*")):
         if file.suffix not in SUFFIXES:
             continue
         seen += 1

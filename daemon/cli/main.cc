@@ -264,6 +264,8 @@ int main_with(std::vector<std::string> arguments) {
 
   CLI::App* const status =
       app.add_subcommand("status", "daemon, tiers, engines, regions, counters");
+  CLI::App* const sources =
+      app.add_subcommand("sources", "where the daemon's knowledge comes from, and what is off");
   CLI::App* const tiers = app.add_subcommand("tiers", "capacity and use of each tier");
   CLI::App* const regions = app.add_subcommand("regions", "every region and where its pages are");
 
@@ -371,6 +373,7 @@ int main_with(std::vector<std::string> arguments) {
     return show(globals, question, render);
   };
   if (status->parsed()) return ask_and_show(wire::ControlOp::kStatus, render_status);
+  if (sources->parsed()) return ask_and_show(wire::ControlOp::kStatus, render_sources);
   if (tiers->parsed()) return ask_and_show(wire::ControlOp::kTiers, render_tiers);
   if (regions->parsed()) return ask_and_show(wire::ControlOp::kRegions, render_regions);
   if (pages->parsed()) return ask_and_show(wire::ControlOp::kPages, render_pages);

@@ -388,8 +388,28 @@ std::string page_map(const PageMap& map, const Style& style) {
   return out;
 }
 
+namespace {
+
+// One direction of the disk's use in the last seconds. What others do there is what ours competes
+// with.
+std::string disk_use(const json& disk, const std::string& direction) {
+  const auto rate = [&](const char* whose) {
+    const double bytes_s = real(disk, (whose + direction + "_bytes_s").c_str());
+    return human_bytes(static_cast<std::uint64_t>(std::max(0.0, bytes_s))) + "/s";
+  };
+  std::string out = rate("own_") + " for kvmem, " + rate("other_") + " for others";
+  if (const double p99 = real(disk, (direction + "_p99_us").c_str()); p99 > 0) {
+    out += "; a request takes < " + micros(real(disk, (direction + "_p50_us").c_str())) +
+           ", p99 < " + micros(p99);
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string render_tiers(const json& tiers, const Style& style) {
   std::vector<Row> rows;
+  std::string uses;
   for (const json& tier : array(tiers, "tiers")) {
     const std::uint64_t capacity = number(tier, "capacity_bytes");
     const std::uint64_t used = number(tier, "used_bytes");
@@ -397,6 +417,10 @@ std::string render_tiers(const json& tiers, const Style& style) {
     if (has(tier, "node")) notes.push_back("NUMA node " + text(tier, "node"));
     notes.push_back(text(tier, "path"));
     if (has(tier, "files")) notes.push_back(text(tier, "files") + " files");
+    if (const json& disk = member(tier, "disk"); !disk.empty()) {
+      uses += "disk reads:  " + disk_use(disk, "read") + "\n";
+      uses += "disk writes: " + disk_use(disk, "write") + "\n";
+    }
     if (number(tier, "quarantined") != 0) {
       notes.push_back(text(tier, "quarantined") + " places quarantined");
     }
@@ -406,7 +430,8 @@ std::string render_tiers(const json& tiers, const Style& style) {
   }
   if (rows.empty()) return "no tiers\n";
   return table({{"tier"}, {"capacity", true}, {"used", true}, {"", true}, {"where", false, true}},
-               rows, style);
+               rows, style) +
+         uses;
 }
 
 namespace {
@@ -487,7 +512,70 @@ std::string gpus(const json& status, const Style& style) {
                                         rows, style);
 }
 
+// Processes that hold a GPU's memory, also those that know nothing of kvmem.
+std::string gpu_processes(const json& status, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& p : array(status, "gpu_processes")) {
+    std::vector<std::string> notes;
+    if (number(p, "failures") != 0) notes.push_back(text(p, "failures") + " allocations refused");
+    if (number(p, "untracked") != 0) notes.push_back(text(p, "untracked") + " not in the sum");
+    rows.push_back({text(p, "pid"), text(p, "uid"), human_bytes(number(p, "device_bytes")),
+                    human_bytes(number(p, "device_peak_bytes")),
+                    human_count(number(p, "allocations")), human_seconds(real(p, "idle_s")),
+                    is_true(p, "under_kvmem") ? "kvmem" : "",
+                    joined({text(p, "name"), text(p, "cgroup"), joined(notes, ", ")}, " ")});
+  }
+  if (rows.empty()) return "";
+  return heading("processes on GPUs", style) + table({{"pid", true},
+                                                      {"uid", true},
+                                                      {"holds", true},
+                                                      {"peak", true},
+                                                      {"allocations", true},
+                                                      {"last call", true},
+                                                      {""},
+                                                      {"what", false, true}},
+                                                     rows, style);
+}
+
+// What the kernel's memory management cost; nothing where it cost nothing.
+std::string stalls(const json& of) {
+  std::vector<std::string> parts;
+  const json& s = member(of, "stalls");
+  for (const auto& [count, ms, what] :
+       {std::tuple{"reclaims", "reclaim_ms", "freeing memory"},
+        std::tuple{"limit_reclaims", "limit_reclaim_ms", "freeing memory at the cgroup's limit"},
+        std::tuple{"compactions", "compaction_ms", "compacting memory"}}) {
+    if (number(s, count) == 0) continue;
+    parts.push_back(micros(real(s, ms) * 1e3) + " " + what + " (" + text(s, count) + " times)");
+  }
+  return joined(parts, ", ");
+}
+
+std::string kernel_stalls(const json& status, const Style& style) {
+  std::vector<std::pair<std::string, std::string>> items;
+  const auto add = [&](const std::string& name, const json& of) {
+    if (std::string cost = stalls(of); !cost.empty()) items.emplace_back(name, std::move(cost));
+  };
+  add("kvmemd", member(status, "daemon"));
+  for (const json& engine : array(status, "engines")) add("pid " + text(engine, "pid"), engine);
+  for (const auto& item : member(status, "kernel_migrations").items()) {
+    items.emplace_back("moved for " + spaced(item.key()),
+                       text(item.value(), "moved_os_pages") + " OS pages, " +
+                           text(item.value(), "failed_os_pages") + " failed");
+  }
+  return items.empty() ? "" : heading("what the kernel did", style) + pairs(items, style);
+}
+
 }  // namespace
+
+std::string render_sources(const json& status, const Style& style) {
+  std::vector<Row> rows;
+  for (const json& s : array(status, "sources")) {
+    rows.push_back(
+        {text(s, "name"), is_true(s, "on") ? "on" : "off", text(s, "tells"), text(s, "why_off")});
+  }
+  return table({{"source"}, {""}, {"tells"}, {"off because"}}, rows, style);
+}
 
 std::string render_regions(const json& regions, const Style& style) {
   std::vector<Row> rows;
@@ -557,6 +645,7 @@ std::string render_status(const json& status, const Style& style) {
                                {"name", false, true}},
                               rows, style);
   out += gpus(status, style);
+  out += gpu_processes(status, style);
   out += caches(status, style);
   if (!array(status, "regions").empty() || !array(status, "gpu_regions").empty()) {
     out += heading("regions", style) + render_regions(status, style);
@@ -578,11 +667,12 @@ std::string render_status(const json& status, const Style& style) {
                                      micros(real(latency, p99.c_str())));
   }
   if (!latencies.empty()) out += heading("latency", style) + pairs(latencies, style);
-  std::vector<std::pair<std::string, std::string>> sources;
-  for (const auto& item : member(status, "sources").items()) {
-    sources.emplace_back(spaced(item.key()), text(member(status, "sources"), item.key().c_str()));
+  out += kernel_stalls(status, style);
+  std::vector<std::string> off;
+  for (const json& s : array(status, "sources")) {
+    if (!is_true(s, "on")) off.push_back(text(s, "name"));
   }
-  if (!sources.empty()) out += heading("heat comes from", style) + pairs(sources, style);
+  if (!off.empty()) out += "\noff: " + joined(off, ", ") + " (`kvmemctl sources` says why)\n";
   return out;
 }
 

@@ -46,6 +46,8 @@ struct PageMap {
 std::string page_map(const PageMap& map, const Style& style);
 
 std::string render_status(const nlohmann::json& status, const Style& style);
+// From the status: where the daemon's knowledge comes from.
+std::string render_sources(const nlohmann::json& status, const Style& style);
 std::string render_tiers(const nlohmann::json& tiers, const Style& style);
 std::string render_regions(const nlohmann::json& regions, const Style& style);
 std::string render_pages(const nlohmann::json& pages, const Style& style);

@@ -339,6 +339,16 @@ constexpr Field kFields[] = {
      [](const Config& c) {
        return in_quotes(c.gpu.budget_bytes ? show_size(*c.gpu.budget_bytes) : "auto");
      }},
+    {"gpu.driver", "\"\"", false,
+     "the libcuda.so.1 whose users are watched; empty: where it usually lies",
+     [](const Value& v, const Machine&, Config& c) { return read_path(v, &c.gpu.driver); },
+     [](const Config& c) { return in_quotes(c.gpu.driver); }},
+
+    {"ebpf.enable", "true", false,
+     "ask the kernel by BPF who uses the disk and the GPUs, and what stalls engines; needs root, "
+     "or CAP_BPF and CAP_PERFMON",
+     [](const Value& v, const Machine&, Config& c) { return read_bool(v, &c.ebpf.enable); },
+     [](const Config& c) { return std::string(c.ebpf.enable ? "true" : "false"); }},
 
     {"cache.dram", "\"25%\"", false,
      "of dram.budget, for blocks of KV cache once an engine asks for some: a size, or % (at most "
@@ -642,7 +652,7 @@ std::vector<Change> diff(const Config& running, const Config& wanted) {
 Config with_live_changes(const Config& running, const Config& wanted) {
   Config out = running;
   out.dram.budget_bytes = wanted.dram.budget_bytes;
-  out.gpu = wanted.gpu;
+  out.gpu.budget_bytes = wanted.gpu.budget_bytes;
   out.quota = wanted.quota;
   out.policy.sampling = wanted.policy.sampling;
   out.log = wanted.log;

@@ -58,7 +58,11 @@ struct Config {
   } nvme;
   struct Gpu {
     std::optional<std::uint64_t> budget_bytes;  // of each GPU's memory, for all engines together
+    std::string driver;  // libcuda.so.1 whose users are watched; empty: where it usually lies
   } gpu;
+  struct Ebpf {
+    bool enable = true;  // probes of the kernel, where the daemon may
+  } ebpf;
   struct Cache {                    // of blocks of KV cache, for engines that ask for it
     std::uint64_t dram_bytes = 0;   // of dram.budget; taken from it when the first engine asks
     std::uint64_t store_bytes = 0;  // of nvme.size, at most

@@ -11,6 +11,7 @@
 
 #include "os/clock.h"
 #include "os/memory.h"
+#include "server/probe_json.h"
 #include "server/server.h"
 
 namespace kvmem::server {
@@ -139,6 +140,7 @@ json tiers_json(Server& server) {
                      {"blocks_bytes", stats.slots_live[1] * kPageBytes},
                      {"blocks_unasked_bytes", server.caches().records().pages_left() * kPageBytes},
                      {"file_bytes", stats.file_bytes},
+                     {"disk", disk_json(server)},
                      {"quarantined", stats.slots_retired},
                      {"segments_failed", stats.segments_failed},
                      {"queued", stats.queued}});
@@ -306,6 +308,7 @@ json status_json(Server& server, const os::Peer& peer) {
                        {"regions", session->views.size()},
                        {"size_bytes", size},
                        {"resident_bytes", resident},
+                       {"stalls", stalls_json(server, session->pid)},
                        {"connected", true}});
   }
   const model::Counters& c = loop.migrator().counters();
@@ -366,12 +369,15 @@ json status_json(Server& server, const os::Peer& peer) {
             {"socket", server.config().daemon.socket},
             {"huge_pages", backing_name(loop.memory_kind())},
             {"metadata_bytes", loop.planner().metadata_bytes()},
+            {"stalls", stalls_json(server, ::getpid())},
             {"warnings", warnings}}},
           {"tiers", tiers_json(server)},
           {"engines", engines},
           {"regions", regions_json(server, peer)},
           {"gpus", gpus_json(server, peer)},
           {"gpu_regions", gpu_regions_json(server, peer)},
+          {"gpu_processes", gpu_processes_json(server, peer)},
+          {"kernel_migrations", migrations_json(server)},
           {"caches", caches_json(server, peer)},
           {"counters", counters},
           {"moves_by_reason", reasons},
@@ -387,9 +393,7 @@ json status_json(Server& server, const os::Peer& peer) {
             {"first_touch_count", first.count()},
             {"first_touch_p50_us", first.quantile(0.5)},
             {"first_touch_p99_us", first.quantile(0.99)}}},
-          {"sources",
-           {{"faults", "on"},
-            {"minor_fault_sampling", server.config().policy.sampling ? "on" : "off"}}}};
+          {"sources", sources_json(server)}};
 }
 
 json pages_json(Server& server, const Region& region, std::uint32_t first, std::uint32_t count) {

@@ -99,11 +99,13 @@ Reply refuse_status(const Status& status) {
 Session::Session() = default;
 Session::~Session() = default;
 
-Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config)
+Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config,
+               std::unique_ptr<probe::Probes> probes)
     : loop_(loop),
       listener_(std::move(listener)),
       leases_(std::move(runtime_dir) + "/leases"),
       config_(std::move(config)),
+      probes_(std::move(probes)),
       caches_(loop, *this, config_.cache, history_prefix(config_)),
       started_ns_(os::now_ns()) {}
 
@@ -213,6 +215,11 @@ void Server::end(Session& session, const char* why) {
   }
   std::erase(sampled_, &session);
   caches_.drop(session);
+  if (std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+        return s.second->id != 0 && !s.second->ending && s.second->pid == session.pid;
+      })) {
+    probes_->forget(session.pid);
+  }
   if (!stopping_) {  // else the engine carries on with the next daemon, and its pages stay
     if (session.fork_token != 0) drop_fork(session.fork_token);
     for (auto* views : {&session.aliases, &session.views}) {
@@ -388,6 +395,7 @@ Reply Server::hello(Session& session, const Request& request, os::Received& rece
     lease = *std::move(made);
     ++totals_.sessions;
   }
+  if (session.peer.pid != 0) probes_->follow(session.peer.pid);
   Reply answer;
   answer.session_id = session.id;
   if (userfault_device_) fds.emplace_back(::fcntl(userfault_device_.get(), F_DUPFD_CLOEXEC, 0));
@@ -1085,6 +1093,7 @@ void Server::poison(View& view, std::uint32_t page) {
 
 void Server::housekeep(std::uint64_t now_ns) {
   caches_.tick();
+  probes_->tick(now_ns);
   std::vector<std::uint64_t> expired;
   for (const auto& [token, fork] : forks_) {
     if (now_ns > fork.expires_ns) expired.push_back(token);

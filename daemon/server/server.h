@@ -18,6 +18,7 @@
 #include "loop/loop.h"
 #include "os/timer.h"
 #include "policy/ledger.h"
+#include "probe/probes.h"
 #include "server/caches.h"
 #include "server/lease.h"
 #include "server/session.h"
@@ -33,7 +34,8 @@ struct ServerTotals {
 class Server final : private loop::EngineHand, private Caches::Owner {
  public:
   // `listener` is a listening SOCK_SEQPACKET socket; `runtime_dir` exists and is the daemon's own.
-  Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config);
+  Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config,
+         std::unique_ptr<probe::Probes> probes);
   ~Server() override;
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
@@ -60,6 +62,7 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   const std::map<GpuUuid, GpuLedger>& gpus() const { return gpus_; }
   const std::vector<std::uint64_t>& orphans() const { return orphans_; }
   const Caches& caches() const { return caches_; }
+  probe::Probes& probes() { return *probes_; }
   // Has the engines that `request` means, by `pid` or `tag`, park or wake, of those that `peer` may
   // act on. How many were told.
   std::uint32_t tell_engines(const os::Peer& peer, const wire::Request& request);
@@ -125,6 +128,7 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   UniqueFd userfault_device_;
   const Leases leases_;
   config::Config config_;
+  const std::unique_ptr<probe::Probes> probes_;  // never null
   Caches caches_;
   std::map<std::uint64_t, std::unique_ptr<Session>> sessions_;  // by connection number
   std::uint64_t next_connection_ = 1;

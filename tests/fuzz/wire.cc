@@ -58,7 +58,9 @@ class Daemon {
     config.cache.store_bytes = 64 * kPageBytes;
     config.daemon.runtime_dir = folder_;
     config.quota = {64 * kPageBytes, 64 * kPageBytes, 8, 16};
-    server_ = std::make_unique<server::Server>(*loop_, *std::move(listener), folder_, config);
+    server_ = std::make_unique<server::Server>(
+        *loop_, *std::move(listener), folder_, config,
+        probe::Probes::start({.enabled = false, .store_path = "", .gpu_driver = ""}));
     if (!server_->start().ok()) std::abort();
     tick();
   }

@@ -155,7 +155,10 @@ json full_status() {
                "warnings": ["NUMA balancing is on"]},
     "tiers": [{"name": "dram", "node": 0, "capacity_bytes": 1073741824, "used_bytes": 536870912},
               {"name": "nvme", "path": "/var/lib/kvmem/store", "capacity_bytes": 34359738368,
-               "used_bytes": 0, "quarantined": 3},
+               "used_bytes": 0, "quarantined": 3,
+               "disk": {"own_read_bytes_s": 2147483648.0, "other_read_bytes_s": 1048576.0,
+                        "own_write_bytes_s": 0.0, "other_write_bytes_s": 0.0,
+                        "read_p50_us": 512, "read_p99_us": 4096}},
               {"name": "origin", "files": 2}],
     "engines": [{"session": 1, "pid": 99, "uid": 1000, "tag": "llama-server", "regions": 2,
                  "size_bytes": 2147483648, "resident_bytes": 536870912, "connected": false}],
@@ -166,7 +169,13 @@ json full_status() {
     "counters": {"faults_missing": 1234, "origin_read_bytes": 3221225472, "samples": 0},
     "moves_by_reason": {"prefetch_order": 900},
     "latency": {"restore_p50_us": 850.4, "restore_p99_us": 2300},
-    "sources": {"minor_fault_sampling": "on"}})");
+    "sources": [{"name": "sampling", "tells": "pages in use", "on": true, "why_off": ""},
+                {"name": "gpu", "tells": "who holds it", "on": false, "why_off": "no driver"}],
+    "gpu_processes": [
+      {"pid": 77, "uid": 1000, "name": "python3", "cgroup": "/user.slice", "under_kvmem": false,
+       "device_bytes": 3221225472, "device_peak_bytes": 4294967296, "allocations": 12,
+       "failures": 2, "untracked": 0, "idle_s": 61.0}],
+    "kernel_migrations": {"compaction": {"moved_os_pages": 512, "failed_os_pages": 3}}})");
 }
 
 TEST(Status, ShowsDaemonTiersEnginesRegionsAndCounters) {
@@ -181,7 +190,13 @@ TEST(Status, ShowsDaemonTiersEnginesRegionsAndCounters) {
   EXPECT_THAT(out, HasSubstr("origin read 3.00 GiB"));
   EXPECT_THAT(out, Not(HasSubstr("samples 0")));
   EXPECT_THAT(out, HasSubstr("restore p50 850 us p99 2.30 ms"));
-  EXPECT_THAT(out, HasSubstr("minor fault sampling on"));
+  EXPECT_THAT(
+      out,
+      HasSubstr("disk reads:  2.00 GiB/s for kvmem, 1.00 MiB/s for others; a request takes < 512"));
+  EXPECT_THAT(out, HasSubstr("off: gpu (`kvmemctl sources` says why)"));
+  EXPECT_THAT(out, HasSubstr("77  1000  3.00 GiB  4.00 GiB           12  1 min 1 s"));
+  EXPECT_THAT(out, HasSubstr("python3 /user.slice 2 allocations refused"));
+  EXPECT_THAT(out, HasSubstr("moved for compaction 512 OS pages, 3 failed"));
 }
 
 TEST(Status, EveryFieldMayBeMissingOrOfAnotherType) {

@@ -62,6 +62,9 @@ size = "100GiB"
 sync_interval = "10ms"
 [gpu]
 budget = "20GiB"
+driver = "/opt/cuda/libcuda.so.1"
+[ebpf]
+enable = false
 [cache]
 dram = "3GiB"
 store = "30%"
@@ -89,6 +92,8 @@ TEST(Config, EmptyFileMeansDefaults) {
   EXPECT_EQ(c.nvme.path, "");
   EXPECT_EQ(c.nvme.sync_interval_ns, 50'000'000u);
   EXPECT_FALSE(c.gpu.budget_bytes.has_value());
+  EXPECT_EQ(c.gpu.driver, "");
+  EXPECT_TRUE(c.ebpf.enable);
   EXPECT_EQ(c.cache.dram_bytes, 2 * kGiB);
   EXPECT_EQ(c.cache.store_bytes, 16 * kGiB);
   EXPECT_EQ(c.cache.policy, "kvmem");
@@ -245,7 +250,8 @@ TEST(Config, DiffSaysWhichKeysNeedARestart) {
   EXPECT_EQ(changes.size(), keys().size());
   EXPECT_EQ(changed_keys(changes, false),
             "daemon.socket daemon.mode daemon.group daemon.runtime_dir dram.huge_pages nvme.path "
-            "nvme.size nvme.sync_interval cache.dram cache.store cache.policy cache.write_through "
+            "nvme.size nvme.sync_interval gpu.driver ebpf.enable cache.dram cache.store "
+            "cache.policy cache.write_through "
             "policy.prefetch_depth");
 }
 

@@ -135,7 +135,9 @@ class ServerProtocol : public ::testing::Test {
       auto listener = os::listen_at(socket_path_, 0600);
       if (!listener.ok()) std::abort();
       {
-        server::Server server(**loop, *std::move(listener), directory_, config);
+        server::Server server(
+            **loop, *std::move(listener), directory_, config,
+            probe::Probes::start({.enabled = false, .store_path = "", .gpu_driver = ""}));
         if (!server.start().ok()) std::abort();
         os::Timer tick;
         struct Tick {

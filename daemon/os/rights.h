@@ -1,0 +1,12 @@
+// Rights of this process.
+#pragma once
+
+#include "base/status.h"
+
+namespace kvmem::os {
+
+// Gives up every capability for good, unless the process is root's: what an ordinary user's daemon
+// was lent for its start it has no further use for. REQUIRES: no other thread yet.
+Status drop_capabilities();
+
+}  // namespace kvmem::os
