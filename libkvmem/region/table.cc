@@ -82,6 +82,12 @@ PageState state_of(const Region& r, std::uint64_t page) {
 bool is_zero(wire::Residency entry) {
   return entry.state == PageState::kFresh && (entry.flags & wire::Residency::kInherited) == 0;
 }
+// Where the page lies when it is in memory. Pages move aside only when this thread asks for it.
+int memfd_of(const Region& r, std::uint64_t page) {
+  if (r.aside < 0) return r.memfd;
+  const auto flags = wire::Residency::unpack(residency_word(r, page)).flags;
+  return (flags & wire::Residency::kAside) != 0 ? r.aside : r.memfd;
+}
 bool is_in_memfd(wire::Residency entry) {
   return entry.state == PageState::kResident || entry.state == PageState::kWriting;
 }
@@ -125,6 +131,7 @@ void detach(Region& r) {
   }
   r.residency = nullptr;
   close_fd(r.memfd);
+  close_fd(r.aside);
   close_fd(r.residency_fd);
   close_fd(r.file);
   for (std::uint64_t at = r.begin; at < r.end(); at += kPageBytes) {
@@ -184,16 +191,16 @@ void retag(Region& r, std::uint64_t address, std::uint64_t pages, PageKind kind)
 
 // --- making a region ---
 
-// Maps the memfd, from page `target` on, over pages of the region that the engine owns and
-// registers them. 0 or -errno.
-int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot, std::uint64_t target) {
+// Maps the memfd in which they lie, from page `target` on, over pages of the region that the engine
+// owns and registers them. 0 or -errno.
+int map_run(Region& r, std::uint64_t page, std::uint64_t pages, int prot, std::uint64_t target) {
   const bool is_origin = r.kind == wire::RegionKind::kOrigin;
   const std::uint64_t address = r.begin + bytes(page);
   // An origin region is mapped privately from a descriptor without write permission: the copy is
   // shared with other engines, which must be safe from this one.
   const long at = sys::mmap(address, bytes(pages), is_origin ? PROT_READ : kReadWrite,
                             (is_origin ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE | MAP_FIXED,
-                            r.memfd, bytes(r.first_page + target));
+                            memfd_of(r, target), bytes(r.first_page + target));
   if (sys::is_error(at)) return static_cast<int>(at);
   // A child's mapping would carry no userfaultfd: an absent page would read as zeroes there, and
   // writes would reach the parent.
@@ -204,6 +211,17 @@ int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot, std:
     error = sys::mprotect(address, bytes(pages), prot);
   }
   return static_cast<int>(error);
+}
+
+int map_pages(Region& r, std::uint64_t page, std::uint64_t pages, int prot, std::uint64_t target) {
+  for (std::uint64_t i = 0; i < pages;) {
+    std::uint64_t run = r.aside < 0 ? pages : 1;
+    const int memfd = memfd_of(r, target + i);
+    while (i + run < pages && memfd_of(r, target + i + run) == memfd) ++run;
+    if (const int error = map_run(r, page + i, run, prot, target + i); error != 0) return error;
+    i += run;
+  }
+  return 0;
 }
 
 // Takes memfd and table out of a reply. 0 or -errno; on error the region holds neither.
@@ -564,6 +582,7 @@ void end_hold(std::uint64_t token, int child_pid) {
 int copy_from_memfd(const Region& r, std::uint64_t page, std::uint64_t pages,
                     std::uint64_t target) {
   for (std::uint64_t i = 0; i < pages; ++i) {
+    const int memfd = memfd_of(r, page + i);
     const std::uint64_t before = residency_word(r, page + i);
     const wire::Residency entry = wire::Residency::unpack(before);
     if (is_zero(entry)) continue;
@@ -571,7 +590,7 @@ int copy_from_memfd(const Region& r, std::uint64_t page, std::uint64_t pages,
     std::uint64_t done = 0;
     while (done < kPageBytes) {
       const long n =
-          sys::call(SYS_pread64, r.memfd, sys::arg(target + bytes(i) + done),
+          sys::call(SYS_pread64, memfd, sys::arg(target + bytes(i) + done),
                     sys::arg(kPageBytes - done), sys::arg(bytes(r.first_page + page + i) + done));
       if (n == -EINTR) continue;
       if (n <= 0) return n == 0 ? -EIO : static_cast<int>(n);
@@ -1098,11 +1117,124 @@ int claim_in_child() {
   return is_whole ? 0 : -ENOTCONN;
 }
 
+// --- pages that huge ones cannot be had for ---
+
+// The region's ordinary memfd. 0 or -errno.
+int fetch_aside(Region& r) {
+  wire::Request request;
+  request.op = wire::Op::kRegionAside;
+  request.region_id = r.id;
+  request.address = r.begin;
+  request.first_page = r.first_page;
+  wire::Reply reply;
+  Descriptors received;
+  const int error = session().request(request, nullptr, 0, &reply, &received);
+  if (error != 0) return error;
+  struct stat s;
+  if (received.count < 1 || sys::call(SYS_fstat, received.fd[0].get(), sys::arg(&s)) != 0 ||
+      static_cast<std::uint64_t>(s.st_size) < bytes(r.first_page + r.page_count)) {
+    return -EPROTO;
+  }
+  r.aside = received.fd[0].release();
+  return 0;
+}
+
+// Maps the page, whose bytes lie aside, at one of its addresses, if that is still the region's.
+// Other threads may touch it at any time: the mapping takes the old one's place at once, and until
+// it is registered nothing of it is absent. `is_first`: it lies nowhere there yet, and what fails
+// is left as it was. 0 or -errno.
+int map_aside(Region& r, std::uint64_t at, std::uint64_t page, bool is_first) {
+  const PageTag tag = arena::tag(r.begin + bytes(at));
+  if (tag.kind != PageKind::kManaged || tag.region != index_of(r)) return 0;
+  const std::uint64_t address = r.begin + bytes(at);
+  long error = sys::mmap(address, kPageBytes, tag.prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+                         r.aside, bytes(r.first_page + page));
+  if (sys::is_error(error) && is_first) return static_cast<int>(error);
+  if (!sys::is_error(error)) error = sys::madvise(address, kPageBytes, MADV_DONTFORK);
+  if (error == 0) error = userfault_register(session().userfault(), address, kPageBytes, true);
+  if (error != 0) {
+    // What lies there and what the daemon thinks of it must never differ: nothing does.
+    arena::reserve(address, kPageBytes);
+    alarm("a page could not be mapped: errno ", decimal(-error).text, "; access raises SIGSEGV");
+  }
+  wake(address, 1);
+  return 0;
+}
+
+// Wherever the page lies. 0, or -errno: nowhere.
+int map_aside_everywhere(Region& r, std::uint64_t page) {
+  bool is_first = true;
+  const auto map_at = [&](std::uint64_t at) {
+    const int error = map_aside(r, at, page, is_first);
+    is_first = false;
+    return error;
+  };
+  if (target_of(r, page) == page) {
+    if (const int error = map_at(page); error != 0) return error;
+  }
+  for (std::uint32_t i = 0; i < r.alias_count; ++i) {
+    const Region::Alias& a = r.aliases[i];
+    if (page - a.target >= a.page_count) continue;
+    if (const int error = map_at(a.page + (page - a.target)); error != 0) return error;
+  }
+  return 0;
+}
+
+// The daemon has no huge page for a page that is absent. 0, or -errno: it waits on.
+int move_page_aside(Region& r, std::uint64_t page) {
+  if (r.id == 0) return -ENOENT;
+  if (memfd_of(r, page) == r.aside) return 0;  // r.memfd >= 0
+  if (r.aside < 0) {
+    if (const int error = fetch_aside(r); error != 0) return error;
+  }
+  wire::Request request;
+  request.op = wire::Op::kRegionAside;
+  request.region_id = r.id;
+  request.address = r.begin;
+  request.first_page = r.first_page + page;
+  request.page_count = 1;
+  wire::Reply reply;
+  const int asked = session().request(request, nullptr, 0, &reply, nullptr);
+  // A daemon that is gone may have published it before it could answer.
+  if (asked != 0 && !(asked == -EPIPE && memfd_of(r, page) == r.aside)) return asked;
+  const int error = map_aside_everywhere(r, page);
+  request.flags = wire::Request::kDone;
+  if (error != 0) request.flags |= wire::Request::kFailed;
+  const int told = session().request(request, nullptr, 0, &reply, nullptr);
+  if (error != 0 && told != 0 && memfd_of(r, page) == r.aside) {
+    // The table says otherwise than what is mapped, and nobody is there to take it back.
+    const std::uint64_t address = r.begin + bytes(page);
+    if (target_of(r, page) == page) arena::reserve(address, kPageBytes);
+    for (std::uint32_t i = 0; i < r.alias_count; ++i) {
+      const Region::Alias& a = r.aliases[i];
+      if (page - a.target < a.page_count) {
+        arena::reserve(r.begin + bytes(a.page + (page - a.target)), kPageBytes);
+      }
+    }
+    alarm("a page could not be mapped: errno ", decimal(-error).text, "; access raises SIGSEGV");
+  }
+  return error;
+}
+
+int move_aside(const PageTag& tag, std::uint64_t address, std::uint64_t pages) {
+  Region& r = regions[tag.region];
+  if (r.kind == wire::RegionKind::kOrigin) return give_back(r, address, pages, tag);
+  int result = 0;
+  for (std::uint64_t i = 0; i < pages; ++i) {
+    const int error = move_page_aside(r, target_of(r, page_of(r, address) + i));
+    if (error == -EPIPE) return error;
+    if (error != 0) result = error;
+  }
+  return result;
+}
+
 // --- the daemon's commands and its return ---
 
 int on_command(const wire::AgentCommand& command) {
 #ifdef KVMEM_WITH_CUDA
-  if (command.op >= wire::AgentOp::kPark) return device::carry_out(command);
+  if (command.op >= wire::AgentOp::kPark && command.op <= wire::AgentOp::kGiveBack) {
+    return device::carry_out(command);
+  }
 #endif
   for (std::uint32_t i = 0; i < command.run_count; ++i) {
     const std::uint64_t begin = command.runs[i].address;
@@ -1120,6 +1252,7 @@ int on_command(const wire::AgentCommand& command) {
             sys::madvise(at, bytes(pages), MADV_DONTNEED);
             return 0;
           }
+          if (command.op == wire::AgentOp::kMoveAside) return move_aside(tag, at, pages);
           if (command.op != wire::AgentOp::kPoison) return 0;
           Region& r = regions[tag.region];
           for (std::uint64_t p = 0; p < pages; ++p) {
@@ -1183,9 +1316,10 @@ int resume(Region& r) {
   request.host_bytes = r.bytes_max;
   if (r.kind == wire::RegionKind::kOrigin) request.flags = wire::Request::kReadOnly;
   if (r.alias_count != 0) request.flags |= wire::Request::kAliased;
-  const int fds[] = {r.memfd, r.residency_fd, r.file};
+  // (A file's region has nothing aside.)
+  const int fds[] = {r.memfd, r.residency_fd, r.file >= 0 ? r.file : r.aside};
   wire::Reply reply;
-  int error = session().request(request, fds, r.file >= 0 ? 3 : 2, &reply, nullptr);
+  int error = session().request(request, fds, fds[2] >= 0 ? 3 : 2, &reply, nullptr);
   for (std::uint32_t i = 0; error == 0 && i < r.alias_count; ++i) {
     error = tell_alias(r, r.aliases[i]);
   }
@@ -1362,10 +1496,11 @@ bool enter_child(bool close_descriptors) {
     if (r.live_pages == 0) continue;
     if (close_descriptors) {
       close_fd(r.memfd);
+      close_fd(r.aside);
       close_fd(r.residency_fd);
       close_fd(r.file);
     }
-    r.memfd = r.residency_fd = r.file = -1;
+    r.memfd = r.aside = r.residency_fd = r.file = -1;
     r.residency = nullptr;  // not inherited: MADV_DONTFORK
     const bool is_origin = r.kind == wire::RegionKind::kOrigin;
     if (is_origin) r.id = 0;

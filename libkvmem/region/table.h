@@ -28,6 +28,7 @@ struct Region {
   wire::ResidencyHeader* residency = nullptr;
   std::uint64_t residency_bytes = 0;
   int memfd = -1;
+  int aside = -1;  // memfd of the pages that huge ones could not be had for; most regions have none
   int residency_fd = -1;
   int file = -1;
   // Pages of the region that lie at addresses of others, by address; null: none ever did.
@@ -46,7 +47,7 @@ struct Region {
 
 namespace table {
 
-// Bounded by this, by descriptors (three a region in the agent's own table) and by
+// Bounded by this, by descriptors (three or four a region in the agent's own table) and by
 // vm.max_map_count; beyond any of them allocations pass through.
 inline constexpr std::uint32_t kRegionsMax = 65535;
 inline constexpr std::uint32_t kAliasesMax = 16384;  // of a region

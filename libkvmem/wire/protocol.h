@@ -29,9 +29,21 @@
 // At the addresses of pages [first_page, first_page + page_count) of the region that is mapped at
 // `address` lie those at origin_offset; their own again, where that is their own offset.
 //
+// Where the kernel has no huge page for an absent page, unless the region has an origin:
+//   daemon: AgentCommand{kMoveAside, runs}
+//   engine: RegionAside{region_id, address} -> Reply + [memfd]: the ordinary one; once
+//   engine: RegionAside{region_id, address, first_page, page_count 1}
+//                                         -> Reply: the page is in that memfd, resident; -EAGAIN:
+//                                            not now, the daemon commands again if need be
+//   engine maps it wherever the page lies, registers that, then
+//   engine: RegionAside{kDone, region_id, address, first_page, page_count 1}
+//                                         -> Reply; with kFailed: nothing is mapped there
+// Nothing else is asked between the last two. Pages of an origin region the engine gives back to
+// the file itself, and tells so by Discard.
+//
 // After a daemon's restart the engine opens a session with Hello{kResume, session_id} + [lease],
 // arms it with the same userfaultfd, and gives each region back with RegionResume + [memfd, table,
-// file].
+// file] or [memfd, table][, ordinary memfd].
 // One with aliases it gives back with kAliased, then them, then RegionMapped: nobody's fault may be
 // answered before they are known.
 //
@@ -90,6 +102,7 @@ enum class Op : std::uint16_t {
   kCacheComputed = 21,  // first_page, page_count: blocks of a prompt; time_us: what they took
 
   kRegionAlias = 22,
+  kRegionAside = 23,
 };
 
 enum class RegionKind : std::uint32_t { kAnonymous = 0, kOrigin = 1 };
@@ -132,6 +145,8 @@ struct Request {
   static constexpr std::uint16_t kMayCompute = 16;  // CacheBegin: stored blocks, if that is sooner,
   static constexpr std::uint16_t kOverlaps = 32;    // and while others are read
   static constexpr std::uint16_t kAliased = 64;     // RegionResume: RegionMapped follows
+  static constexpr std::uint16_t kDone = 128;       // RegionAside: it is mapped,
+  static constexpr std::uint16_t kFailed = 256;     // or could not be
 
   std::uint64_t session_id = 0;
   std::uint64_t region_id = 0;
@@ -184,6 +199,7 @@ enum class AgentOp : std::uint32_t {
   kPark = 3,         // GPU regions of `tag` (empty: all) into host regions, until they are used
   kWake = 4,         // and back
   kGiveBack = 5,     // `gpu`: hold no more than `hbm_bytes` of it, as far as that is possible
+  kMoveAside = 6,    // the runs: their pages wait for memory that the kernel has no huge pages of
 };
 
 struct AgentCommand {
@@ -203,7 +219,7 @@ struct AgentCommand {
     std::uint64_t hbm_idle_bytes;  // likewise, if the engine does nothing
   };
   union {
-    Run runs[kRunsMax] = {};  // kDropMapping, kPoison
+    Run runs[kRunsMax] = {};  // kDropMapping, kPoison, kMoveAside
     ForGpu for_gpu;           // the others
   };
 };

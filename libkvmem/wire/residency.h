@@ -15,8 +15,17 @@
 //   filling   -> stored|origin|fresh failed or cancelled; the source still holds the bytes
 //   stored    -> lost                no valid copy is left: access raises SIGBUS, never zeroes
 //
+// Where a region's memory is huge pages and the kernel has none left, a page moves aside: it lies,
+// when it is in memory, in a second, ordinary memfd of the region at the same offset (kAside), and
+// that is mapped at its addresses from then on. Only a page that is absent moves:
+//   stored|fresh -> filling -> resident | kAside   filled there; then the engine maps it and
+//                                                  registers the mapping
+// The bytes are whole before the engine maps them, so a thread that touches the new mapping before
+// it is registered finds what belongs there.
+//
 // A daemon that takes over a table may find any of these. What makes each safe:
-//   resident          the memfd page holds the bytes.
+//   resident          the memfd page holds the bytes. (With kAside: the engine has had the ordinary
+//                     memfd before, and maps the page at the latest when it finds the daemon gone.)
 //   writing           the memfd page holds the bytes: becomes resident again.
 //   stored, origin    the store or file holds the bytes; whatever the memfd holds is equal to
 //                     them or was never mapped, so it is punched out.
@@ -50,6 +59,7 @@ struct Residency {
   static constexpr std::uint8_t kHasCopy = 2;  // resident, unwritten since `slot` was read: clean
   static constexpr std::uint8_t kInherited =
       4;  // fresh in a forked child: still equals its parent's page
+  static constexpr std::uint8_t kAside = 8;  // of the ordinary memfd, in any state; for good
   static constexpr unsigned kGenerationMask = (1U << 14) - 1;
   static constexpr std::uint64_t kSlotMax = (std::uint64_t{1} << 40) - 1;
 
