@@ -110,7 +110,7 @@ os::MemoryKind choose_memory(const config::Config& config, std::string& warning)
                   static_cast<unsigned long long>(wanted));
     warning = text;
   }
-  return os::huge_shmem_available() ? os::MemoryKind::kHugeShmem : os::MemoryKind::kShmem;
+  return os::ordinary_memory();
 }
 
 constexpr rlim_t kDescriptorsMax = 65536;  // as LimitNOFILE in kvmemd.service.in
@@ -246,6 +246,7 @@ int run(int argc, char** argv) {
   options.sampling = config.policy.sampling;
   std::string warning;
   options.memory_kind = choose_memory(config, warning);
+  options.huge_required = config.dram.huge_pages == config::HugePages::kRequire;
   options.store_path = config.nvme.path;
   options.store_bytes = config.nvme.size_bytes;
   options.sync_interval_ns = config.nvme.sync_interval_ns;

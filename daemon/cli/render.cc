@@ -585,7 +585,7 @@ std::string render_regions(const json& regions, const Style& style) {
                     human_count(number(r, "stored_pages")), human_count(number(r, "origin_pages")),
                     human_count(number(r, "fresh_pages")), human_count(number(r, "lost_pages")),
                     human_count(number(r, "pinned_pages")), text(r, "backing"),
-                    joined({text(r, "tag"), text(r, "path"),
+                    joined({text(r, "tag"), text(r, "path"), text(r, "backing_why"),
                             number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
                            ", ")});
   }

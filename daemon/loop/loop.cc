@@ -27,6 +27,8 @@ constexpr std::uint64_t kTickNs = 20'000'000;        // while the store has some
 constexpr std::uint64_t kRetryNs = 10'000'000;       // while a fault waits for a frame
 constexpr std::uint64_t kRecoverNs = 1'000'000'000;  // after a shortage, one page more a second
 constexpr std::uint64_t kPressureLogNs = 10'000'000'000;
+constexpr std::uint64_t kSpareShare = 20;  // of ordinary memory one part stays the machine's own
+constexpr std::uint64_t kWaitLogNs = 10'000'000'000;  // more than an engine that answers makes wait
 constexpr std::uint64_t kRegionIdMask = (std::uint64_t{1} << 40) - 1;
 constexpr std::uint64_t kPagesMax = std::uint64_t{1} << 24;
 
@@ -54,6 +56,13 @@ void read_boot_id(std::uint8_t (&boot_id)[16]) {
 bool key_less(const tier::Record& a, const tier::Record& b) {
   if (a.key.hi != b.key.hi) return a.key.hi < b.key.hi;
   return a.key.lo < b.key.lo;
+}
+
+// How many pages of ordinary memory can be had: it runs out by killing somebody, not by an error.
+std::uint64_t spare_pages() {
+  const std::uint64_t available = os::memory_available_bytes();
+  const std::uint64_t kept = os::memory_total_bytes() / kSpareShare;
+  return (available - std::min(available, kept)) >> kPageShift;
 }
 
 PlannerOptions planner_options(const LoopOptions& options) {
@@ -118,10 +127,13 @@ Status Loop::run_once() {
   KV_TRY(ring_.run_once(true).status());
   if (migrator_->detached()) return {};
   migrator_->serve_waiting();
+  if (migrator_->take_huge_change()) heed_huge_pages();
   if (changed_ || migrator_->demands_waiting() > 0) {
     changed_ = false;
     plan();
   }
+  if (hand_ != nullptr) hand_->flush();
+  if (migrator_->huge_pages_gone()) say_who_waits();
   arm_tick();
   return {};
 }
@@ -185,7 +197,6 @@ void Loop::plan() {
       planner_.sample_armed(move.page);
       ++migrator_->counters().samples;
     }
-    hand_->flush();
   }
   // A fault must not wait for room that nothing can make: the budget gives way, and it is said.
   if (migrator_->demands_waiting() > 0 && demotes_started == 0 &&
@@ -206,6 +217,42 @@ void Loop::plan() {
   }
 }
 
+void Loop::heed_huge_pages() {
+  if (!migrator_->huge_pages_gone()) {
+    os::log(os::Severity::kInfo, "there are huge pages again: what has not moved aside has them");
+    return;
+  }
+  // What was given up for want of huge pages is there as ordinary memory; where others have the
+  // pool, perhaps not all of it.
+  effective_pages_ =
+      std::clamp<std::uint64_t>(dram_.used_pages() + spare_pages(), 1, options_.dram_pages);
+  last_shortage_ns_ = os::now_ns();
+  dram_.set_capacity(effective_pages_);
+  planner_.set_capacity(effective_pages_);
+  changed_ = true;
+  os::log(os::Severity::kWarning,
+          "the kernel has no huge page left (nr_hugepages, nr_overcommit_hugepages or "
+          "hugetlb.2MB.max was lowered, or others use them): pages that come in move to ordinary "
+          "memory, whose page-table edits cost 50 times more; sysctl "
+          "vm.nr_overcommit_hugepages=%" PRIu64 " brings them back",
+          options_.dram_pages);
+}
+
+// Moving a page aside takes its engine: one that is stopped, out of mappings or has an older
+// libkvmem does not, and its threads wait. A wrong byte would be worse.
+void Loop::say_who_waits() {
+  const std::uint64_t now = os::now_ns();
+  const std::uint64_t since = migrator_->waiting_since_ns();
+  if (since == UINT64_MAX || now - since < kWaitLogNs || now - last_wait_log_ns_ < kWaitLogNs)
+    return;
+  last_wait_log_ns_ = now;
+  os::log(os::Severity::kWarning,
+          "a thread of an engine has waited for a huge page for %" PRIu64
+          " s, and its libkvmem does not take an ordinary one (is it stopped, or at "
+          "vm.max_map_count?): sysctl vm.nr_overcommit_hugepages=%" PRIu64 " lets it go on",
+          (now - since) / 1'000'000'000, options_.dram_pages);
+}
+
 void Loop::arm_tick() {
   if (migrator_->demands_waiting() > 0 && !retry_.busy()) {
     retry_.start(ring_, kRetryNs, this,
@@ -222,7 +269,8 @@ void Loop::arm_tick() {
 void Loop::on_tick() {
   const std::uint64_t now = os::now_ns();
   if (store_ != nullptr) store_->tick(now);
-  if (effective_pages_ < options_.dram_pages && now - last_shortage_ns_ > kRecoverNs) {
+  if (effective_pages_ < options_.dram_pages && now - last_shortage_ns_ > kRecoverNs &&
+      (!huge_pages_gone() || spare_pages() > 0)) {
     last_shortage_ns_ = now;
     ++effective_pages_;
     dram_.set_capacity(effective_pages_);
@@ -252,6 +300,48 @@ Result<Region*> Loop::install(std::unique_ptr<Region> region) {
   return &installed;
 }
 
+Status Loop::make_memory(Region& region, std::uint32_t page_count) {
+  const bool origin = region.origin != nullptr;
+  const char* const name = origin ? "kvmem-origin" : "kvmem-region";
+  const std::size_t size = static_cast<std::size_t>(page_count) << kPageShift;
+  if (options_.memory_kind == os::MemoryKind::kHugeTlb) {
+    KV_ASSIGN_OR_RETURN(region.memory,
+                        os::SharedMemory::create(name, size, os::MemoryKind::kHugeTlb, origin));
+    // While we hold some, one of them can be had for a page. Else only a try tells: overcommit may
+    // be allowed and memory too fragmented.
+    if (dram_.used_pages() > 0 && !huge_pages_gone()) return {};
+    const bool is_had = region.memory.populate(0, kPageBytes).ok();
+    (void)region.memory.punch(0, kPageBytes);
+    if (is_had) migrator_->note_huge_page(true);
+    if (is_had == huge_refused_) {
+      huge_refused_ = !is_had;
+      os::log(is_had ? os::Severity::kInfo : os::Severity::kWarning,
+              is_had ? "there are huge pages again: new regions have them"
+                     : "the kernel has no huge page, whatever it allows: new regions are ordinary "
+                       "memory; set vm.nr_hugepages");
+    }
+    if (is_had) return {};
+  }
+  if (options_.memory_kind == os::MemoryKind::kHugeTlb && options_.huge_required) {
+    return Status(
+        Code::kNoMemory,
+        "there are no huge pages, and dram.huge_pages is \"require\": set vm.nr_hugepages");
+  }
+  const os::MemoryKind kind = options_.memory_kind == os::MemoryKind::kHugeTlb
+                                  ? os::ordinary_memory()
+                                  : options_.memory_kind;
+  KV_ASSIGN_OR_RETURN(region.memory, os::SharedMemory::create(name, size, kind, origin));
+  return {};
+}
+
+Status Loop::make_aside(Region& region) {
+  KV_CHECK(!region.has_aside() && region.memory.kind() == os::MemoryKind::kHugeTlb);
+  KV_ASSIGN_OR_RETURN(region.aside,
+                      os::SharedMemory::create("kvmem-aside", region.memory.size_bytes(),
+                                               os::ordinary_memory(), false));
+  return {};
+}
+
 Result<Region*> Loop::create_region(RegionSpec spec) {
   if (spec.page_count == 0 || spec.page_count > kPagesMax)
     return Status(Code::kInvalid, "region size");
@@ -265,12 +355,9 @@ Result<Region*> Loop::create_region(RegionSpec spec) {
   region->pages_max = spec.pages_max;
   const bool origin = spec.origin != nullptr;
   region->origin = std::move(spec.origin);
-  KV_ASSIGN_OR_RETURN(region->memory, os::SharedMemory::create(
-                                          origin ? "kvmem-origin" : "kvmem-region",
-                                          static_cast<std::size_t>(spec.page_count) << kPageShift,
-                                          options_.memory_kind, origin));
+  KV_TRY(make_memory(*region, spec.page_count));
   KV_ASSIGN_OR_RETURN(region->table, residency::ResidencyTable::create(
-                                         region->id, spec.page_count, options_.memory_kind,
+                                         region->id, spec.page_count, region->memory.kind(),
                                          origin ? PageState::kOrigin : PageState::kFresh));
   return install(std::move(region));
 }
@@ -291,7 +378,7 @@ Result<Region*> Loop::clone_region(Region& parent, std::uint64_t session_id) {
 }
 
 Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, UniqueFd memory,
-                                   UniqueFd table) {
+                                   UniqueFd table, UniqueFd aside) {
   if (spec.page_count == 0 || spec.page_count > kPagesMax)
     return Status(Code::kInvalid, "region size");
   if (region_id > kRegionIdMask || region_by_id(region_id) != nullptr) {
@@ -312,13 +399,26 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
                                           std::move(memory),
                                           static_cast<std::size_t>(spec.page_count) << kPageShift,
                                           region->table.kind(), owner));
+  if (aside) {
+    KV_ASSIGN_OR_RETURN(region->aside,
+                        os::SharedMemory::adopt(std::move(aside), region->memory.size_bytes(),
+                                                os::ordinary_memory(), owner));
+    migrator_->expect_no_huge_pages();
+  }
+  for (std::uint32_t page = 0; page < spec.page_count && !region->has_aside(); ++page) {
+    if ((region->table.read(page).flags & Residency::kAside) != 0)
+      return Status(Code::kInvalid, "a region without the memory that pages of it lie in");
+  }
   Region& r = *region;
   KV_TRY(install(std::move(region)).status());
   // A run of pages that hold nothing is emptied at once: what they hold was never mapped.
   const auto punch = [&](std::uint32_t first, std::uint32_t end) {
     if (first == end) return;
-    (void)r.memory.punch(static_cast<std::size_t>(first) << kPageShift,
-                         static_cast<std::size_t>(end - first) << kPageShift);
+    for (const os::SharedMemory* part : {&r.memory, &r.aside}) {
+      if (part->fd() < 0) continue;
+      (void)part->punch(static_cast<std::size_t>(first) << kPageShift,
+                        static_cast<std::size_t>(end - first) << kPageShift);
+    }
   };
   std::uint32_t run = 0;
   for (std::uint32_t page = 0; page < r.page_count(); ++page) {
@@ -329,12 +429,15 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
                                  ? Status(Code::kNotFound, "the store is not configured any more")
                                  : store_->claim(key, entry.generation, entry.slot);
       if (!claimed.ok() && entry.state == PageState::kStored) {
-        entry = {PageState::kLost, PageState::kFresh, 0, entry.generation, 0};
+        entry = {PageState::kLost, PageState::kFresh,
+                 static_cast<std::uint8_t>(entry.flags & Residency::kAside), entry.generation, 0};
         r.table.publish(page, entry);
         ++migrator_->counters().pages_lost;
         lost(r, page, claimed.what());
       } else if (!claimed.ok()) {
-        r.table.publish(page, {PageState::kResident, PageState::kFresh, 0, entry.generation, 0});
+        r.table.publish(page, {PageState::kResident, PageState::kFresh,
+                               static_cast<std::uint8_t>(entry.flags & Residency::kAside),
+                               entry.generation, 0});
       }
     }
     if (entry.state == PageState::kResident) {
@@ -504,6 +607,10 @@ void Loop::lost(const Region& region, std::uint32_t page, const char* why) {
 
 void Loop::poison_in_engine(View& view, std::uint32_t page) {
   if (hand_ != nullptr) hand_->poison(view, page);
+}
+
+void Loop::needs_aside(View& view, std::uint32_t page) {
+  if (hand_ != nullptr) hand_->move_aside(view, page);
 }
 
 void Loop::region_gone(Region& region) {

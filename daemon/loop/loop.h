@@ -28,7 +28,8 @@ struct LoopOptions {
   std::uint32_t prefetch_depth = 8;  // reads in flight ahead of need
   bool sampling = true;
   os::MemoryKind memory_kind = os::MemoryKind::kShmem;
-  std::string store_path;  // empty: no NVMe tier
+  bool huge_required = false;  // regions are refused rather than made without huge pages
+  std::string store_path;      // empty: no NVMe tier
   std::uint64_t store_bytes = 0;
   std::uint64_t sync_interval_ns = 20'000'000;
   unsigned workers = 2;
@@ -41,6 +42,9 @@ class EngineHand {
   // Takes a heat sample: the next touch of the page will be a fault. May gather until flush().
   virtual void unmap(migrate::View& view, std::uint32_t page) = 0;
   virtual void flush() = 0;
+  // The page waits for memory of which there are no huge pages: it shall lie in ordinary memory.
+  // Gathers until flush().
+  virtual void move_aside(migrate::View& view, std::uint32_t page) = 0;
   // Access to the page shall raise SIGBUS.
   virtual void poison(migrate::View& view, std::uint32_t page) = 0;
 };
@@ -87,12 +91,15 @@ class Loop final : public migrate::Observer {
   void note_change() { changed_ = true; }
 
   Result<migrate::Region*> create_region(RegionSpec spec);
+  // The region's second memory, for pages that no huge ones can be had for.
+  // REQUIRES: it has none; its memory is huge pages.
+  Status make_aside(migrate::Region& region);
   // A forked child's copy of `parent`, made on demand.
   Result<migrate::Region*> clone_region(migrate::Region& parent, std::uint64_t session_id);
   // Takes over a region that an engine kept through a daemon's death. Records it refers to are
   // claimed in the store; pages whose record is not there are lost.
   Result<migrate::Region*> adopt_region(RegionSpec spec, std::uint64_t region_id, UniqueFd memory,
-                                        UniqueFd table);
+                                        UniqueFd table, UniqueFd aside);
   migrate::View* add_view(migrate::Region& region, migrate::View view);
   // The engine unmapped it or died. A region without views and offers is closed.
   void remove_view(migrate::View& view);
@@ -126,6 +133,8 @@ class Loop final : public migrate::Observer {
   os::Executor& workers() { return *workers_; }
   const std::deque<MoveRecord>& moves() const { return move_log_; }
   os::MemoryKind memory_kind() const { return options_.memory_kind; }
+  // Huge pages were to be used and the kernel has none.
+  bool huge_pages_gone() const { return migrator_->huge_pages_gone() || huge_refused_; }
   std::uint64_t effective_dram_pages() const { return effective_pages_; }
 
  private:
@@ -133,6 +142,9 @@ class Loop final : public migrate::Observer {
 
   Result<migrate::Region*> install(std::unique_ptr<migrate::Region> region);
   void plan();
+  void heed_huge_pages();
+  void say_who_waits();
+  Status make_memory(migrate::Region& region, std::uint32_t page_count);
   void log_move(model::PageRef page, residency::PageState from, residency::PageState to,
                 model::Reason reason);
   void arm_tick();
@@ -149,6 +161,7 @@ class Loop final : public migrate::Observer {
   void discarded(model::PageRef page) override;
   void lost(const migrate::Region& region, std::uint32_t page, const char* why) override;
   void poison_in_engine(migrate::View& view, std::uint32_t page) override;
+  void needs_aside(migrate::View& view, std::uint32_t page) override;
   void region_gone(migrate::Region& region) override;
 
   LoopOptions options_;
@@ -177,6 +190,8 @@ class Loop final : public migrate::Observer {
   std::uint64_t last_shortage_ns_ = 0;
   std::uint64_t last_shortage_log_ns_ = 0;
   std::uint64_t last_pressure_log_ns_ = 0;
+  std::uint64_t last_wait_log_ns_ = 0;
+  bool huge_refused_ = false;  // by the kernel, for the last region made
   os::Timer tick_;
   os::Timer retry_;  // while a fault waits; the tick may be a second away
 };

@@ -15,7 +15,7 @@ using residency::Residency;
 
 // One page on its way. The executor, ring and store each get a part that leads back here.
 struct Migrator::Move {
-  enum class Stage : std::uint8_t { kPopulate, kInHand, kRead, kCopy, kWrite, kPunch };
+  enum class Stage : std::uint8_t { kPopulate, kInHand, kRead, kCopy, kWrite, kPunch, kAside };
   static constexpr unsigned kReadTriesMax = 3;
 
   template <class Base>
@@ -32,13 +32,22 @@ struct Migrator::Move {
   bool cancelled = false;     // demote: the page came back into use; the record is void
   bool discard = false;       // the engine dropped the contents meanwhile
   bool discard_from = false;  // those of the page that is copied
+  bool aside = false;         // fill: moves the page there
   unsigned tries = 0;
   Region* region = nullptr;
   std::uint32_t page = 0;
+  const os::SharedMemory* memory = nullptr;  // of the page; fill: where it will lie
+  std::shared_ptr<AsideRequest> request;     // aside: until its bytes are there
+  Residency before;                          // aside: what the page was while it was filled
   Region* from = nullptr;  // fill of an inherited page: whose page is copied, busy until we end
   std::uint64_t started_ns = 0;
   std::uint64_t read_bytes = 0;  // origin: done so far
   Status status;                 // of `job`
+
+  std::size_t offset() const { return static_cast<std::size_t>(page) << kPageShift; }
+  std::byte* data() const { return memory->data() + offset(); }
+  bool is_huge() const { return memory->kind() == os::MemoryKind::kHugeTlb; }
+
   Part<os::Job> job;
   Part<os::Completion> io;
   Part<tier::WriteOp> write;
@@ -63,12 +72,21 @@ constexpr std::uint64_t kIdle = ~std::uint64_t{0};
 constexpr std::uint64_t kFullPauseNs = 10'000'000;
 constexpr std::uint64_t kInHandNs = 20'000'000;         // where others' reads never cease
 constexpr std::uint64_t kShortagePauseNs = 10'000'000;  // as the loop's kRetryNs, which wakes it
+// Long enough for pages to be demoted until the pool, should it have become smaller, has one free
+// again, which keeps the rest huge; short enough that an engine's peers do not give it up.
+constexpr std::uint64_t kHugeWaitNs = 2'000'000'000;
+constexpr std::uint64_t kHugeSteadyNs = 1'000'000'000;  // failures further apart are others
+constexpr std::uint64_t kHugeRetryNs = 1'000'000'000;
+constexpr std::uint64_t kAskAgainNs = 100'000'000;  // a command may be lost
+constexpr std::uint64_t kAskSoonNs = 10'000'000;    // after an answer "later"
+constexpr std::uint64_t kAskForgetNs = 10'000'000'000;
+constexpr std::uint32_t kAsidesMax = 8;  // an engine that stops in between keeps one move busy
 
 // No view and no child: nobody will see its pages again. Closing alone still serves children.
 bool is_dead(const Region& region) { return region.closing && region.children.empty(); }
 
-std::size_t os_page_bytes(const Region& region) {
-  return region.memory.kind() == os::MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
+std::size_t os_page_bytes(const os::SharedMemory& memory) {
+  return memory.kind() == os::MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
 }
 
 std::uint64_t busy_key(const Region& region, std::uint32_t page) {
@@ -80,7 +98,11 @@ Residency with_flags(Residency entry, std::uint8_t set, std::uint8_t clear) {
   return entry;
 }
 
-std::uint8_t pin_of(Residency entry) { return entry.flags & Residency::kPinned; }
+std::uint8_t aside_of(Residency entry) { return entry.flags & Residency::kAside; }
+// What a page keeps whatever becomes of it.
+std::uint8_t pin_of(Residency entry) {
+  return entry.flags & (Residency::kPinned | Residency::kAside);
+}
 
 bool has(Residency entry, std::uint8_t flag) { return (entry.flags & flag) != 0; }
 
@@ -128,8 +150,9 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   move.stage = Move::Stage::kPopulate;
   move.region = &region;
   move.page = page;
+  move.memory = &region.memory_of(page);
   move.from = nullptr;
-  move.ahead = move.takes_frame = move.cancelled = false;
+  move.ahead = move.takes_frame = move.cancelled = move.aside = false;
   move.tries = 0;
   move.read_bytes = 0;
   move.status = Status{};
@@ -137,15 +160,22 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   return &move;
 }
 
+void Migrator::read_ended(const Move& move) {
+  if (move.stage != Move::Stage::kRead) return;
+  count_reads(-1);
+  // At once: the disk shall not stand still while this page is mapped and the next one chosen.
+  if (in_hand_ != nullptr && (reads_ == 0 || os::now_ns() - in_hand_->started_ns > kInHandNs)) {
+    start_read_in_hand();
+    (void)ring_.submit();  // what the kernel does not take now, the loop submits again
+  }
+}
+
 // The page is where it will stay. Gives back the move, then does what waited for it.
 void Migrator::end(Move& move) {
-  if (move.stage == Move::Stage::kRead) {
-    count_reads(-1);
-    // At once: the disk shall not stand still while this page is mapped and the next one chosen.
-    if (in_hand_ != nullptr && (reads_ == 0 || os::now_ns() - in_hand_->started_ns > kInHandNs)) {
-      start_read_in_hand();
-      (void)ring_.submit();  // what the kernel does not take now, the loop submits again
-    }
+  read_ended(move);
+  if (move.aside) {
+    --asides_;
+    finish(std::exchange(move.request, nullptr));
   }
   Region& region = *move.region;
   const std::uint32_t page = move.page;
@@ -275,8 +305,8 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
   }
   const std::uint64_t address = view.address_of(page);
   if (write) (void)os::write_protect(view.userfault, address, kPageBytes, false);
-  const Status status =
-      os::map_pages(view.userfault, address, kPageBytes, os_page_bytes(region), guard);
+  const Status status = os::map_pages(view.userfault, address, kPageBytes,
+                                      os_page_bytes(region.memory_of(page)), guard);
   if (status.code() == Code::kUnsupported && guard) {
     write_protect_on_map_ = false;
     serve(view, page, true, since_ns);
@@ -301,7 +331,8 @@ void Migrator::map_resident(View& view, std::uint32_t page, bool write, std::uin
     (void)os::wake(view.userfault, address, kPageBytes);
 }
 
-bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead) {
+bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead,
+                          std::shared_ptr<AsideRequest>* aside) {
   if (detached_) return false;
   Residency entry = region.table.read(page);
   // Who holds the bytes of an inherited page: the nearest ancestor that has its own.
@@ -335,16 +366,27 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     if (demand != nullptr) poison(*demand->view, page);
     return true;
   }
-  if (node_.free_pages() == 0) {
+  // (Aside: it was asked when there was a frame, or none could be made. Its engine waits.)
+  if (node_.free_pages() == 0 && aside == nullptr) {
     if (over_budget_ == 0 || ahead) return false;
   }
   if (fills_ >= options_.fills_max) return false;
   if (short_until_ns_ != 0 && os::now_ns() < short_until_ns_) return false;
+  if (aside == nullptr && must_go_aside(region, entry)) {
+    if (!ahead) ask_aside(region, page, demand);
+    return false;
+  }
   Move* move = begin(region, page, Kind::kFill);
   if (move == nullptr) return false;
   if (node_.free_pages() == 0) {
-    --over_budget_;
+    if (over_budget_ > 0) --over_budget_;
     ++counters_.frames_over_budget;
+  }
+  if (aside != nullptr) {
+    move->aside = true;
+    move->memory = &region.aside;
+    move->request = std::move(*aside);
+    ++asides_;
   }
   node_.take();
   move->takes_frame = true;
@@ -366,8 +408,7 @@ void Migrator::start_populate(Move& move) {
   move.stage = Move::Stage::kPopulate;
   move.job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-    m.status =
-        m.region->memory.populate(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
+    m.status = m.memory->populate(m.offset(), kPageBytes);
   };
   move.job.done = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
@@ -377,6 +418,7 @@ void Migrator::start_populate(Move& move) {
 }
 
 void Migrator::populated(Move& move) {
+  if (move.is_huge()) note_huge_page(move.status.ok());
   if (!move.status.ok()) {
     // Whatever the kernel says, nothing has been read: the source still has the bytes.
     fill_failed(move, Status(Code::kNoMemory, move.status.what(), move.status.detail()));
@@ -391,7 +433,7 @@ void Migrator::populated(Move& move) {
     move.stage = Move::Stage::kCopy;
     move.job.work = [](os::Job* job) {
       Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-      std::memcpy(m.region->page_data(m.page), m.from->page_data(m.page), kPageBytes);
+      std::memcpy(m.data(), m.from->page_data(m.page), kPageBytes);
     };
     move.job.done = [](os::Job* job) {
       Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
@@ -462,7 +504,7 @@ void Migrator::read_origin(Move& move) {
   };
   ring_.prepare(&move.io, [&](io_uring_sqe* sqe) {
     // Whole pages: direct I/O past the end of the file ends early and leaves the zeroes.
-    io_uring_prep_read(sqe, region.origin->fd(), region.page_data(move.page) + move.read_bytes,
+    io_uring_prep_read(sqe, region.origin->fd(), move.data() + move.read_bytes,
                        static_cast<unsigned>(kPageBytes - move.read_bytes),
                        offset + move.read_bytes);
   });
@@ -511,7 +553,7 @@ void Migrator::read_store(Move& move) {
   const Residency entry = owner.table.read(move.page);
   move.read.generation = entry.generation;
   move.read.locator = entry.slot;
-  move.read.page = move.region->page_data(move.page);
+  move.read.page = move.data();
   const Status status =
       store_ != nullptr ? store_->read(&move.read) : Status(Code::kNotFound, "no store");
   if (!status.ok()) read_done(move, status);
@@ -530,18 +572,21 @@ void Migrator::fill_failed(Move& move, Status status) {
   Region& region = *move.region;
   const Residency entry = region.table.read(move.page);
   if (move.takes_frame) {
-    (void)region.memory.punch(static_cast<std::size_t>(move.page) << kPageShift, kPageBytes);
+    (void)move.memory->punch(move.offset(), kPageBytes);
     node_.give_back();
   }
+  if (move.request != nullptr) move.request->status = status;
   region.table.publish(
       move.page, {entry.source, PageState::kFresh, entry.flags, entry.generation, entry.slot});
   observer_.fill_failed(region.ref(move.page));
   if (status.code() == Code::kCancelled) {
     // The region or the daemon goes; nobody waits.
   } else if (status.code() == Code::kNoMemory) {
-    shortage_ = true;
-    short_until_ns_ = os::now_ns() + kShortagePauseNs;
     ++counters_.populate_failures;
+    if (!(move.is_huge() && huge_gone_)) {  // else it goes aside when it is tried again
+      shortage_ = true;
+      short_until_ns_ = os::now_ns() + kShortagePauseNs;
+    }
     // Its waiters try again when a page has been punched, or the pause is over.
     for (const Waiting& w : move.waiters) wait(w);
     move.waiters.clear();
@@ -570,6 +615,19 @@ void Migrator::filled(Move& move) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
+  if (move.aside) {
+    // The record stays until the engine has mapped the page; a daemon that takes over before that
+    // does not find the record named by any page, and releases it.
+    move.before = entry;
+    read_ended(move);
+    move.stage = Move::Stage::kAside;
+    region.table.publish(move.page, {PageState::kResident, PageState::kFresh,
+                                     static_cast<std::uint8_t>(pin_of(entry) | Residency::kAside),
+                                     entry.generation, 0});
+    move.request->status = Status{};
+    finish(std::exchange(move.request, nullptr));
+    return;
+  }
   // Published before it can be mapped: from here the memfd page is the truth.
   region.table.publish(
       move.page, {PageState::kResident, PageState::kFresh,
@@ -585,13 +643,16 @@ void Migrator::filled(Move& move) {
   // A fresh page counts as dirty: whether the engine only read it is not tracked.
   observer_.filled(region.ref(move.page),
                    region.origin != nullptr || keeps_copy ? Refetch::kRead : Refetch::kWrite);
+  count_waits(move, entry.source);
+  end(move);  // maps it for those that wait
+}
+
+void Migrator::count_waits(const Move& move, PageState source) {
   const std::uint64_t now = os::now_ns();
   for (const Waiting& w : move.waiters) {
-    if (w.view == nullptr || w.view->region != &region) continue;
-    (entry.source == PageState::kFresh ? first_touch_us_ : restore_us_)
-        .add((now - w.since_ns) / 1000);
+    if (w.view == nullptr || w.view->region != move.region) continue;
+    (source == PageState::kFresh ? first_touch_us_ : restore_us_).add((now - w.since_ns) / 1000);
   }
-  end(move);  // maps it for those that wait
 }
 
 // A page of `region` is about to be written: children that still share it get theirs first.
@@ -636,7 +697,7 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
     if (move == nullptr) return Status(Code::kBusy, "enough in flight");
     observer_.demote_started(region.ref(page));
     region.table.publish(page, {copied ? PageState::kStored : PageState::kOrigin, PageState::kFresh,
-                                0, entry.generation, entry.slot});
+                                aside_of(entry), entry.generation, entry.slot});
     ++counters_.pages_dropped;
     start_punch(*move);
     return {};
@@ -669,7 +730,7 @@ Status Migrator::demote(Region& region, std::uint32_t page) {
   move->write.key = key_of(region, page);
   move->write.generation = generation;
   move->write.kind = tier::RecordKind::kEphemeral;
-  move->write.page = region.page_data(page);
+  move->write.page = move->data();
   if (const Status status = store_->write(&move->write); !status.ok()) {
     write_failed(*move, status);
     return status;
@@ -695,7 +756,8 @@ void Migrator::written(Move& move, Status status) {
     if (status.ok())
       (void)store_->release(move.write.key, move.write.generation, move.write.locator);
     if (!move.cancelled) {
-      region.table.publish(move.page, {PageState::kResident, PageState::kFresh, 0,
+      region.table.publish(move.page, {PageState::kResident, PageState::kFresh,
+                                       aside_of(region.table.read(move.page)),
                                        static_cast<std::uint16_t>(move.write.generation), 0});
       observer_.demote_failed(region.ref(move.page));
     }
@@ -726,7 +788,7 @@ void Migrator::start_punch(Move& move) {
   move.stage = Move::Stage::kPunch;
   move.job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-    m.status = m.region->memory.punch(static_cast<std::size_t>(m.page) << kPageShift, kPageBytes);
+    m.status = m.memory->punch(m.offset(), kPageBytes);
   };
   move.job.done = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
@@ -801,7 +863,7 @@ void Migrator::discard_page(Region& region, std::uint32_t page,
   }
   Move* move = begin(region, page, Kind::kDiscard);
   if (move == nullptr) {  // every move is taken: on the spot
-    (void)region.memory.punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
+    (void)region.memory_of(page).punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
     node_.give_back();
     observer_.discarded(region.ref(page));
     return;
@@ -857,6 +919,13 @@ void Migrator::view_removed(View& view) {
 }
 
 void Migrator::detach() {
+  // Published already, whether or not the engine has mapped it yet.
+  for (auto& move : moves_) {
+    if (busy_pages_[move->index * 2U] != kIdle && move->stage == Move::Stage::kAside) {
+      move->waiters.clear();
+      end_aside(*move);
+    }
+  }
   detached_ = true;
   waiting_.clear();
   discards_.clear();
@@ -870,6 +939,13 @@ void Migrator::close(Region& region) {
     if (d.region == &region) finish(std::move(d.countdown));
   }
   std::erase_if(discards_, [&](const Discard& d) { return d.region == &region; });
+  for (auto& move : moves_) {
+    if (busy_pages_[move->index * 2U] != kIdle && move->region == &region &&
+        move->stage == Move::Stage::kAside) {
+      end_aside(*move);  // comes back here
+      return;
+    }
+  }
   if (!region.children.empty()) return;  // they still live on its pages
   for (auto& move : moves_) {
     const bool busy = busy_pages_[move->index * 2U] != kIdle;
@@ -890,6 +966,125 @@ void Migrator::close(Region& region) {
   if (parent != nullptr) std::erase(parent->children, &region);
   observer_.region_gone(region);  // `region` is no more
   if (parent != nullptr && parent->closing) close(*parent);
+}
+
+bool Migrator::must_go_aside(const Region& region, Residency entry) {
+  if (!huge_gone_ || aside_of(entry) != 0 || region.memory.kind() != os::MemoryKind::kHugeTlb) {
+    return false;
+  }
+  const std::uint64_t now = os::now_ns();
+  if (now - huge_tried_ns_ < kHugeRetryNs) return true;
+  huge_tried_ns_ = now;  // this one tells whether there are huge pages again
+  return false;
+}
+
+void Migrator::ask_aside(Region& region, std::uint32_t page, const Waiting* demand) {
+  const std::uint64_t now = os::now_ns();
+  const auto known = std::find_if(region.asks.begin(), region.asks.end(),
+                                  [&](const Region::Ask& ask) { return ask.page == page; });
+  if (known != region.asks.end() && now < known->again_ns) return;
+  // An engine moves a page wherever it has it. A fork's child that has not claimed its region has
+  // no view yet, and is asked when it has.
+  View* view = demand != nullptr ? demand->view : nullptr;
+  for (auto it = region.views.begin(); view == nullptr && it != region.views.end(); ++it) {
+    if ((*it)->covers(page)) view = it->get();
+  }
+  if (view == nullptr) return;
+  // What a child has not copied yet must not change, and is not protected where it goes.
+  if (!settle_children(region, page, Waiting{nullptr, page, false, 0})) return;
+  std::erase_if(region.asks, [&](const Region::Ask& ask) {
+    return ask.page == page || now > ask.again_ns + kAskForgetNs;
+  });
+  region.asks.push_back({page, now + kAskAgainNs});
+  observer_.needs_aside(*view, page);
+}
+
+void Migrator::note_huge_page(bool is_had) {
+  const std::uint64_t now = os::now_ns();
+  if (is_had) {
+    huge_short_since_ns_ = 0;
+    huge_changed_ |= huge_gone_;
+    huge_gone_ = false;
+    return;
+  }
+  if (huge_short_since_ns_ == 0 || now - huge_failed_ns_ > kHugeSteadyNs) {
+    if (!huge_gone_) huge_short_since_ns_ = now;
+  }
+  huge_failed_ns_ = now;
+  if (huge_gone_ || now - huge_short_since_ns_ < kHugeWaitNs) return;
+  huge_gone_ = huge_changed_ = true;
+  huge_tried_ns_ = now;
+}
+
+void Migrator::expect_no_huge_pages() {
+  if (huge_gone_) return;
+  huge_gone_ = huge_changed_ = true;
+  huge_tried_ns_ = 0;  // the next one tells
+}
+
+void Migrator::move_aside(Region& region, std::uint32_t page,
+                          std::shared_ptr<AsideRequest> request) {
+  KV_CHECK(region.has_aside() && region.origin == nullptr);
+  // Only what was asked for: it may take a frame beyond the budget.
+  const bool was_asked =
+      std::erase_if(region.asks, [&](const Region::Ask& ask) { return ask.page == page; }) > 0;
+  const Residency entry = region.table.read(page);
+  request->remaining = 1;
+  request->status = Status(Code::kBusy, "the page is moving, or is in memory");
+  const bool is_absent = entry.state == PageState::kFresh || entry.state == PageState::kStored;
+  const bool may = was_asked && !region.closing && !detached_ && asides_ < kAsidesMax &&
+                   aside_of(entry) == 0 && is_absent && move_of(region, page) == nullptr &&
+                   settle_children(region, page, Waiting{nullptr, page, false, 0});
+  if (!may || !start_fill(region, page, nullptr, false, &request)) finish(std::move(request));
+  // Not started, and not to be: the page is lost.
+  if (request != nullptr) finish(std::move(request));
+  if (was_asked && move_of(region, page) == nullptr)
+    region.asks.push_back({page, os::now_ns() + kAskSoonNs});
+}
+
+// The engine has the page mapped there; or nobody will ever know.
+void Migrator::end_aside(Move& move) {
+  Region& region = *move.region;
+  const bool stored = move.before.source == PageState::kStored;
+  if (stored) release_record(region, move.page, move.before);
+  ++(move.before.source == PageState::kFresh ? counters_.fresh_pages : counters_.promotions);
+  ++counters_.pages_aside;
+  count_waits(move, move.before.source);
+  observer_.filled(region.ref(move.page), Refetch::kWrite);
+  end(move);
+}
+
+Status Migrator::moved_aside(Region& region, std::uint32_t page, bool is_mapped) {
+  Move* move = move_of(region, page);
+  if (move == nullptr || move->region != &region || move->stage != Move::Stage::kAside) {
+    return Status(Code::kNotFound, "the page does not wait for that");
+  }
+  if (is_mapped) {
+    end_aside(*move);
+    return {};
+  }
+  // Nobody has seen its bytes there: where they came from they still are.
+  (void)move->memory->punch(move->offset(), kPageBytes);
+  node_.give_back();
+  region.table.publish(page, {move->before.source, PageState::kFresh, move->before.flags,
+                              move->before.generation, move->before.slot});
+  observer_.fill_failed(region.ref(page));
+  for (const Waiting& w : move->waiters) wait(w);
+  move->waiters.clear();
+  region.asks.push_back({page, os::now_ns() + kHugeRetryNs});  // before that nothing will differ
+  end(*move);
+  return {};
+}
+
+void Migrator::forget_demands(View& view, std::uint32_t first, std::uint32_t count) {
+  std::erase_if(waiting_,
+                [&](const Waiting& w) { return w.view == &view && w.page - first < count; });
+}
+
+std::uint64_t Migrator::waiting_since_ns() const {
+  std::uint64_t since = UINT64_MAX;
+  for (const Waiting& w : waiting_) since = std::min(since, w.since_ns);
+  return since;
 }
 
 void Migrator::grant_over_budget() { over_budget_ = waiting_.size() + discards_.size(); }

@@ -14,6 +14,8 @@
 //   demote  publish writing, write-protect -> write record -> publish stored -> punch
 //   drop    publish origin|stored (the bytes are there already) -> punch
 //   discard publish fresh -> punch
+//   aside   as fill, into the region's ordinary memory -> publish resident -> the engine maps it
+//           and says so. Its engine asks for it, being told that no huge page can be had.
 // A failed or cancelled move leaves the page where it was. residency.h says why each step may be
 // the last one of a daemon that is killed.
 #pragma once
@@ -54,6 +56,8 @@ class Observer {
   virtual void lost(const Region& region, std::uint32_t page, const char* why) = 0;
   // The kernel (before 6.6) cannot poison a page from here: the engine shall map SIGBUS over it.
   virtual void poison_in_engine(View& view, std::uint32_t page) = 0;
+  // No huge page can be had for a page that is waited for: the engine shall ask for move_aside().
+  virtual void needs_aside(View& view, std::uint32_t page) = 0;
   // The last move of a closing region ended; it may be forgotten.
   virtual void region_gone(Region& region) = 0;
 };
@@ -63,6 +67,11 @@ class Observer {
 struct Countdown {
   std::uint32_t remaining = 0;
   std::function<void()> done;
+};
+
+// Of move_aside(): `status` is set when `done` runs.
+struct AsideRequest : Countdown {
+  Status status;
 };
 
 struct MigratorOptions {
@@ -89,6 +98,26 @@ class Migrator {
   // Sends a page out. kBusy: moving, not resident, or the store was full just now; kUnsupported:
   // nowhere to go.
   Status demote(Region& region, std::uint32_t page);
+  // Fills an absent page into the region's ordinary memory. `request` ends when its bytes are there
+  // and published, or with an error, and nothing has changed. After success the page rests until
+  // moved_aside().
+  // REQUIRES: region.has_aside(), and the engine has it.
+  void move_aside(Region& region, std::uint32_t page, std::shared_ptr<AsideRequest> request);
+  // The engine has mapped the page there, or could not. kNotFound: it was not asked to.
+  Status moved_aside(Region& region, std::uint32_t page, bool is_mapped);
+  // The engine has taken the pages of the view out of our hands: nobody waits for them any more.
+  void forget_demands(View& view, std::uint32_t first, std::uint32_t count);
+  // Somebody has tried to have a huge page.
+  void note_huge_page(bool is_had);
+  // There were none when a daemon before this one had tried for long enough.
+  void expect_no_huge_pages();
+  // None could be had for a while: pages and new regions do without.
+  bool huge_pages_gone() const { return huge_gone_; }
+  // That has changed since the last call.
+  bool take_huge_change() { return std::exchange(huge_changed_, false); }
+  // When the demand that has waited longest came; UINT64_MAX: none waits.
+  std::uint64_t waiting_since_ns() const;
+
   // The engine gave up the contents; `countdown` (may be null) ends when they are gone.
   void discard(Region& region, std::uint32_t first, std::uint32_t count,
                const std::shared_ptr<Countdown>& countdown);
@@ -156,9 +185,15 @@ class Migrator {
   void end(Move& move);
 
   void serve(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
-  // `ahead`: nobody waits for it, now or behind another page. False: no frame or move is free, the
-  // parent's page is moving, or memory ran out a moment ago.
-  bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead);
+  // `ahead`: nobody waits for it, now or behind another page. `aside`: goes there, and takes the
+  // request along if it starts. False: no frame or move is free, the parent's page is moving,
+  // memory ran out a moment ago, or the page must go aside.
+  bool start_fill(Region& region, std::uint32_t page, const Waiting* demand, bool ahead,
+                  std::shared_ptr<AsideRequest>* aside = nullptr);
+  // No huge page will be had for this page: its engine is asked to move it aside.
+  bool must_go_aside(const Region& region, residency::Residency entry);
+  void ask_aside(Region& region, std::uint32_t page, const Waiting* demand);
+  void end_aside(Move& move);
   void start_populate(Move& move);
   void populated(Move& move);
   void start_read(Move& move);
@@ -190,6 +225,8 @@ class Migrator {
   void await(Move& move, const Waiting& demand);
   bool inherits(const Region& region, std::uint32_t page) const;
   void count_reads(int change);
+  void read_ended(const Move& move);
+  void count_waits(const Move& move, residency::PageState source);
 
   os::Ring& ring_;
   os::Executor& executor_;
@@ -212,7 +249,15 @@ class Migrator {
   Move* in_hand_ = nullptr;  // populated, its read not started; null while reads_ is 0
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
+  std::uint32_t asides_ = 0;  // moves that fill a page aside or wait for the engine to map it
   bool shortage_ = false;
+  // Huge pages: since when none could be had (0: the last one could), when last, and whether they
+  // are done without. While they are one page a second tries.
+  std::uint64_t huge_short_since_ns_ = 0;
+  std::uint64_t huge_failed_ns_ = 0;
+  std::uint64_t huge_tried_ns_ = 0;
+  bool huge_gone_ = false;
+  bool huge_changed_ = false;
   std::uint64_t full_until_ns_ = 0;   // no record is written before: the store had no room
   std::uint64_t short_until_ns_ = 0;  // no fill is tried before: the last one found no memory
   bool detached_ = false;

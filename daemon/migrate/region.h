@@ -54,6 +54,7 @@ struct Region {
   std::int32_t pid = 0;
   std::string tag;
   os::SharedMemory memory;
+  os::SharedMemory aside;  // ordinary, for pages that huge ones could not be had for; none yet: -1
   residency::ResidencyTable table;
   std::unique_ptr<tier::Origin> origin;  // null: anonymous
   std::vector<std::unique_ptr<View>> views;
@@ -61,6 +62,12 @@ struct Region {
   std::uint32_t offers = 0;              // engines that were given it and have not mapped it yet
   std::uint32_t moves_in_flight = 0;
   bool closing = false;
+  // Pages that the engine was asked to move aside, and when it may be asked again.
+  struct Ask {
+    std::uint32_t page = 0;
+    std::uint64_t again_ns = 0;
+  };
+  std::vector<Ask> asks;
 
   // Copy on demand after fork: pages of a child that still equal its parent's carry kInherited.
   Region* parent = nullptr;
@@ -71,8 +78,13 @@ struct Region {
   std::uint32_t pages_charged() const { return std::min(page_count(), pages_max); }
   // An engine that reads a little past its data takes pages for that.
   std::uint64_t pages_limit() const { return pages_max + pages_max / 4ULL + 64; }
+  bool has_aside() const { return aside.fd() >= 0; }
+  // Where the page lies when it is in memory.
+  const os::SharedMemory& memory_of(std::uint32_t page) const {
+    return (table.read(page).flags & residency::Residency::kAside) != 0 ? aside : memory;
+  }
   std::byte* page_data(std::uint32_t page) const {
-    return memory.data() + (static_cast<std::size_t>(page) << kPageShift);
+    return memory_of(page).data() + (static_cast<std::size_t>(page) << kPageShift);
   }
   model::PageRef ref(std::uint32_t page) const { return {slot, page}; }
 };

@@ -165,7 +165,13 @@ bool huge_shmem_available() {
          std::strstr(text, "[within_size]") != nullptr || std::strstr(text, "[force]") != nullptr;
 }
 
+MemoryKind ordinary_memory() {
+  return huge_shmem_available() ? MemoryKind::kHugeShmem : MemoryKind::kShmem;
+}
+
 std::uint64_t memory_total_bytes() { return kib_line("/proc/meminfo", "MemTotal:"); }
+
+std::uint64_t memory_available_bytes() { return kib_line("/proc/meminfo", "MemAvailable:"); }
 
 std::uint64_t private_resident_bytes() {
   return kib_line("/proc/self/status", "RssAnon:") + kib_line("/proc/self/status", "RssFile:");

@@ -60,7 +60,11 @@ Result<UniqueFd> reopen(int fd, int open_flags);
 std::uint64_t huge_tlb_pages_available();
 // Whether shmem gives transparent huge pages to those that ask.
 bool huge_shmem_available();
+// The better of the kinds that need no pool.
+MemoryKind ordinary_memory();
 std::uint64_t memory_total_bytes();
+// What can be had without swapping and without the out-of-memory killer; pools are not part of it.
+std::uint64_t memory_available_bytes();
 // Resident set of this process without shared memory.
 std::uint64_t private_resident_bytes();
 

@@ -16,7 +16,8 @@ Residency settled(Residency entry) {
   switch (entry.state) {
     case PageState::kWriting:
       return {PageState::kResident, PageState::kFresh,
-              static_cast<std::uint8_t>(entry.flags & Residency::kPinned), entry.generation, 0};
+              static_cast<std::uint8_t>(entry.flags & (Residency::kPinned | Residency::kAside)),
+              entry.generation, 0};
     case PageState::kFilling:
       return {entry.source, PageState::kFresh, entry.flags, entry.generation, entry.slot};
     default:

@@ -84,16 +84,27 @@ char state_char(Residency entry) {
   return '?';
 }
 
-json region_json(const Region& region) {
+// `wanted`: the memory that regions are made of where it can be had.
+json region_json(const Region& region, os::MemoryKind wanted) {
   std::array<std::uint64_t, 8> states{};
   std::uint64_t pinned = 0;
+  std::uint64_t aside = 0;
   for (std::uint32_t page = 0; page < region.page_count(); ++page) {
     const Residency entry = region.table.read(page);
     ++states[static_cast<std::size_t>(entry.state)];
     // An origin page that the file holds is resident and clean.
     pinned += (entry.flags & Residency::kPinned) != 0;
+    aside += (entry.flags & Residency::kAside) != 0;
   }
   const auto of = [&](PageState state) { return states[static_cast<std::size_t>(state)]; };
+  std::string backing = backing_name(region.memory.kind());
+  const char* why = "";
+  if (aside > 0) {
+    backing += std::string("+") + backing_name(region.aside.kind());
+    why = "the kernel had no huge page for some of its pages";
+  } else if (wanted == os::MemoryKind::kHugeTlb && region.memory.kind() != wanted) {
+    why = "the kernel had no huge page when it was made";
+  }
   json sessions = json::array();
   for (const auto& view : region.views) {
     json session = std::to_string(view->session_id);
@@ -110,7 +121,9 @@ json region_json(const Region& region) {
           {"size_bytes", static_cast<std::uint64_t>(region.page_count()) << kPageShift},
           {"page_bytes", kPageBytes},
           {"page_count", region.page_count()},
-          {"backing", backing_name(region.memory.kind())},
+          {"backing", backing},
+          {"backing_why", why},
+          {"aside_pages", aside},
           {"views", region.views.size()},
           {"sessions", sessions},
           {"resident_pages",
@@ -159,7 +172,8 @@ json tiers_json(Server& server) {
 json regions_json(Server& server, const os::Peer& peer) {
   json regions = json::array();
   for (const Region* region : server.loop().regions()) {
-    if (region != nullptr && may_see(peer, region->uid)) regions.push_back(region_json(*region));
+    if (region != nullptr && may_see(peer, region->uid))
+      regions.push_back(region_json(*region, server.loop().memory_kind()));
   }
   return regions;
 }
@@ -345,6 +359,7 @@ json status_json(Server& server, const os::Peer& peer) {
                                               : static_cast<double>(c.read_depth_ns) /
                                                     static_cast<double>(c.read_busy_ns)},
       {"populate_failures", c.populate_failures},
+      {"pages_aside", c.pages_aside},
       {"demand_waits", p.demand},
       {"demoted_early", p.demoted_early},
       {"sessions_total", server.totals().sessions},
@@ -358,6 +373,12 @@ json status_json(Server& server, const os::Peer& peer) {
                             ? "there is no page store; raise dram.budget or set nvme.path"
                             : "the store is full or pages are pinned; raise dram.budget or "
                               "nvme.size"));
+  }
+  if (loop.huge_pages_gone()) {
+    warnings.push_back(
+        "the kernel has no huge pages left, and what comes in is ordinary memory, whose page-table "
+        "edits cost 50 times more: set vm.nr_overcommit_hugepages=" +
+        std::to_string(loop.dram().capacity_pages()));
   }
   const auto& restore = loop.migrator().restore_us();
   const auto& first = loop.migrator().first_touch_us();

@@ -96,7 +96,7 @@ Reply refuse_status(const Status& status) {
   return refuse(error, status.what());
 }
 
-Session::Session() = default;
+Session::Session() { asides.op = wire::AgentOp::kMoveAside; }
 Session::~Session() = default;
 
 Server::Server(loop::Loop& loop, UniqueFd listener, std::string runtime_dir, config::Config config,
@@ -213,7 +213,7 @@ void Server::end(Session& session, const char* why) {
     os::log(os::Severity::kWarning, "session of pid %d (%s) ended: %s", session.pid,
             session.tag.c_str(), why);
   }
-  std::erase(sampled_, &session);
+  std::erase(gathered_, &session);
   caches_.drop(session);
   if (std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& s) {
         return s.second->id != 0 && !s.second->ending && s.second->pid == session.pid;
@@ -323,6 +323,9 @@ void Server::handle(Session& session, const Request& request, os::Received& rece
         break;
       case wire::Op::kRegionAlias:
         answer = region_alias(session, request);
+        break;
+      case wire::Op::kRegionAside:
+        if (!region_aside(session, request, answer, fds)) return;  // answered when it is there
         break;
       case wire::Op::kForkBegin:
         answer = fork_begin(session, request);
@@ -708,7 +711,9 @@ Reply Server::region_alias(Session& session, const Request& request) {
 Reply Server::region_resume(Session& session, const Request& request, os::Received& received) {
   if (!session.resuming) return refuse(EPROTO, "only a resumed session gives regions back");
   const bool is_origin = request.kind == wire::RegionKind::kOrigin;
-  if (received.fd_count != (is_origin ? 3U : 2U)) return refuse(EINVAL, "descriptors missing");
+  const bool has_aside = !is_origin && received.fd_count == 3;
+  if (received.fd_count != (is_origin || has_aside ? 3U : 2U))
+    return refuse(EINVAL, "descriptors missing");
   if (request.page_count == 0 || request.page_count > wire::kRegionPagesMax)
     return refuse(EINVAL, "region size");
   Region* region = loop_.region_by_id(request.region_id);
@@ -752,7 +757,8 @@ Reply Server::region_resume(Session& session, const Request& request, os::Receiv
       spec.origin = std::make_unique<tier::Origin>(*std::move(origin));
     }
     auto adopted = loop_.adopt_region(std::move(spec), request.region_id,
-                                      std::move(received.fds[0]), std::move(received.fds[1]));
+                                      std::move(received.fds[0]), std::move(received.fds[1]),
+                                      has_aside ? std::move(received.fds[2]) : UniqueFd());
     if (!adopted.ok()) return refuse_status(adopted.status());
     region = *adopted;
   }
@@ -790,7 +796,11 @@ bool Server::discard(Session& session, const Request& request, Reply& answer) {
     return true;
   }
   Region& region = *(*view)->region;
-  if (region.origin != nullptr) return true;  // its pages read the same whether dropped or not
+  if (region.origin != nullptr) {  // its pages read the same whether dropped or not
+    loop_.migrator().forget_demands(**view, static_cast<std::uint32_t>(request.first_page),
+                                    static_cast<std::uint32_t>(request.page_count));
+    return true;
+  }
   auto countdown = std::make_shared<migrate::Countdown>();
   countdown->remaining = 1;  // ours
   countdown->done = [this, id = session.id] {
@@ -806,6 +816,54 @@ bool Server::discard(Session& session, const Request& request, Reply& answer) {
   loop_.note_change();
   if (--countdown->remaining == 0) countdown->done();
   return false;
+}
+
+// False: the answer follows when the page's bytes are there.
+bool Server::region_aside(Session& session, const Request& request, Reply& answer,
+                          std::vector<UniqueFd>& fds) {
+  Request range = request;
+  const bool wants_memory = request.page_count == 0;
+  if (wants_memory) range.page_count = 1;
+  auto view = checked_range(session, range);
+  if (!view.ok()) {
+    answer = refuse_status(view.status());
+    return true;
+  }
+  Region& region = *(*view)->region;
+  const auto page = static_cast<std::uint32_t>(request.first_page);
+  if (region.origin != nullptr || region.memory.kind() != os::MemoryKind::kHugeTlb) {
+    answer = refuse(EINVAL, "not a region of huge pages");
+  } else if (wants_memory) {
+    const Status made = region.has_aside() ? Status{} : loop_.make_aside(region);
+    UniqueFd memory(made.ok() ? ::fcntl(region.aside.fd(), F_DUPFD_CLOEXEC, 0) : -1);
+    answer = !made.ok() ? refuse_status(made)
+             : !memory  ? refuse(EMFILE, "too many open files")
+                        : Reply{};
+    if (memory) fds.push_back(std::move(memory));
+  } else if (!region.has_aside() || request.page_count != 1) {
+    answer = refuse(EINVAL, "one page, after its memory");
+  } else if ((request.flags & Request::kDone) != 0) {
+    const Status moved =
+        loop_.migrator().moved_aside(region, page, (request.flags & Request::kFailed) == 0);
+    if (!moved.ok()) answer = refuse_status(moved);
+  } else {
+    auto aside = std::make_shared<migrate::AsideRequest>();
+    aside->done = [this, id = session.id, done = aside.get()] {
+      const auto asker = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
+        return s.second->id == id && !s.second->ending;
+      });
+      if (asker == sessions_.end()) return;
+      const bool is_later = done->status.code() == Code::kBusy;
+      reply(*asker->second, done->status.ok() ? Reply{}
+                            : is_later        ? refuse(EAGAIN, done->status.what())
+                                              : refuse_status(done->status));
+    };
+    loop_.migrator().move_aside(region, page, std::move(aside));
+    loop_.note_change();
+    return false;
+  }
+  loop_.note_change();
+  return true;
 }
 
 Reply Server::advise(Session& session, const Request& request) {
@@ -1060,25 +1118,33 @@ Reply Server::control(Session& session, const Request& request, std::vector<Uniq
   return answer;
 }
 
-void Server::unmap(View& view, std::uint32_t page) {
+void Server::unmap(View& view, std::uint32_t page) { gather(view, page, &Session::samples); }
+
+void Server::move_aside(View& view, std::uint32_t page) { gather(view, page, &Session::asides); }
+
+void Server::gather(View& view, std::uint32_t page, wire::AgentCommand Session::*command) {
   auto& session = *static_cast<Session*>(view.owner);
   if (!session.agent || session.ending) return;
-  if (session.samples.run_count == wire::AgentCommand::kRunsMax) send_samples(session);
-  session.samples.runs[session.samples.run_count++] = {view.address_of(page), kPageBytes};
-  if (std::find(sampled_.begin(), sampled_.end(), &session) == sampled_.end())
-    sampled_.push_back(&session);
+  wire::AgentCommand& runs = session.*command;
+  if (runs.run_count == wire::AgentCommand::kRunsMax) send_runs(session, runs);
+  runs.runs[runs.run_count++] = {view.address_of(page), kPageBytes};
+  if (std::find(gathered_.begin(), gathered_.end(), &session) == gathered_.end())
+    gathered_.push_back(&session);
 }
 
-void Server::send_samples(Session& session) {
-  // A full socket loses samples, nothing else.
-  if (session.samples.run_count > 0)
-    (void)os::send(session.agent.get(), std::as_bytes(std::span(&session.samples, 1)));
-  session.samples.run_count = 0;
+void Server::send_runs(Session& session, wire::AgentCommand& command) {
+  // A full socket loses samples, and pages to move aside, of which it is told again.
+  if (command.run_count > 0)
+    (void)os::send(session.agent.get(), std::as_bytes(std::span(&command, 1)));
+  command.run_count = 0;
 }
 
 void Server::flush() {
-  for (Session* session : sampled_) send_samples(*session);
-  sampled_.clear();
+  for (Session* session : gathered_) {
+    send_runs(*session, session->samples);
+    send_runs(*session, session->asides);
+  }
+  gathered_.clear();
 }
 
 void Server::poison(View& view, std::uint32_t page) {

@@ -89,6 +89,8 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   wire::Reply region_alias(Session& session, const wire::Request& request);
   void add_alias(Session& session, const migrate::View& alias);
   void cut_aliases(Session& session, std::uint64_t begin, std::uint64_t end);
+  bool region_aside(Session& session, const wire::Request& request, wire::Reply& reply,
+                    std::vector<UniqueFd>& fds);
   wire::Reply advise(Session& session, const wire::Request& request);
   wire::Reply fork_begin(Session& session, const wire::Request& request);
   wire::Reply fork_end(Session& session, const wire::Request& request);
@@ -116,11 +118,13 @@ class Server final : private loop::EngineHand, private Caches::Owner {
 
   void unmap(migrate::View& view, std::uint32_t page) override;
   void flush() override;
+  void move_aside(migrate::View& view, std::uint32_t page) override;
   void poison(migrate::View& view, std::uint32_t page) override;
   void answer(Session& session, const wire::Reply& reply) override;
   void cache_ended(Session& session) override;
   void dram_changed() override;
-  void send_samples(Session& session);
+  void send_runs(Session& session, wire::AgentCommand& command);
+  void gather(migrate::View& view, std::uint32_t page, wire::AgentCommand Session::*command);
 
   loop::Loop& loop_;
   UniqueFd listener_;
@@ -134,7 +138,7 @@ class Server final : private loop::EngineHand, private Caches::Owner {
   std::uint64_t next_connection_ = 1;
   std::map<std::uint64_t, Fork> forks_;  // by token
   std::vector<std::uint64_t> orphans_;   // sessions of an earlier daemon, not back yet
-  std::vector<Session*> sampled_;        // have runs to send
+  std::vector<Session*> gathered_;       // have runs to send
   std::map<GpuUuid, GpuLedger> gpus_;    // on which somebody holds something
   std::vector<std::string> warnings_;
   ServerTotals totals_;

@@ -70,6 +70,7 @@ struct Session {
   std::uint64_t asked_ns = 0;                      // to give back memory of a GPU, the last time
   std::uint64_t fork_token = 0;                    // between ForkBegin and ForkEnd
   wire::AgentCommand samples;                      // runs gathered for the agent
+  wire::AgentCommand asides;                       // likewise
   // Where the connection is one to a block cache, and then no session (its id stays 0).
   std::unique_ptr<CacheConnection> cache;
 

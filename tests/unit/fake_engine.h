@@ -86,6 +86,20 @@ class FakeEngine {
     return views_.back();
   }
 
+  // Maps a page, which lies in its region's ordinary memory by now, over the one that was there.
+  void map_aside(const migrate::View& view, std::uint32_t page) {
+    const std::uint64_t at = view.address_of(page);
+    void* address = ::mmap(reinterpret_cast<void*>(at), kPageBytes, PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_FIXED | MAP_NORESERVE, view.region->aside.fd(),
+                           static_cast<off_t>(page) << kPageShift);
+    if (address == MAP_FAILED) std::abort();
+    uffdio_register argument{};
+    argument.range = {at, kPageBytes};
+    argument.mode =
+        UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP;
+    if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &argument) != 0) std::abort();
+  }
+
   void unmap(migrate::View& view) {
     ::munmap(reinterpret_cast<void*>(view.address), static_cast<std::size_t>(view.page_count)
                                                         << kPageShift);

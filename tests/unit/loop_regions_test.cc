@@ -297,7 +297,8 @@ TEST_F(LoopRegions, ANewLoopTakesOverWhereTheOldOneStopped) {
   loop::RegionSpec spec;
   spec.session_id = 7;
   spec.page_count = kPages;
-  auto adopted = loop_->adopt_region(std::move(spec), id, std::move(memory), std::move(table));
+  auto adopted =
+      loop_->adopt_region(std::move(spec), id, std::move(memory), std::move(table), UniqueFd());
   ASSERT_TRUE(adopted.ok()) << adopted.status().what();
   loop_->release_unclaimed(7);
   view = engine_->map(**adopted);
@@ -390,12 +391,85 @@ TEST_F(LoopRegions, ACorruptPageRaisesSigbusAndIsNeverOtherBytes) {
   EXPECT_EQ(loop_->migrator().counters().store_corrupt, refused);
 }
 
-// A pool of huge pages may be taken away under a running daemon: no fill can be had then, and none
-// may be tried as fast as the processor can.
-TEST_F(LoopRegions, AnEmptyPoolIsAskedNowAndThen) {
-  if (os::huge_tlb_pages_available() > 0) GTEST_SKIP() << "this machine has huge pages";
-  start(256 << 20, 16, os::MemoryKind::kHugeTlb);
-  Region* region = anonymous();
+// A region made of huge pages while there were some; by now this machine has none. Its engine moves
+// pages aside as libkvmem does.
+class LoopWithoutHugePages : public LoopRegions, public loop::EngineHand {
+ protected:
+  void SetUp() override {
+    if (os::huge_tlb_pages_available() > 0) GTEST_SKIP() << "this machine has huge pages";
+    LoopRegions::SetUp();
+    if (IsSkipped()) return;
+    start(256 << 20, 16, os::MemoryKind::kHugeTlb);
+    loop_->set_engine_hand(this);
+  }
+  void TearDown() override {
+    if (loop_ != nullptr) loop_->set_engine_hand(nullptr);
+    LoopRegions::TearDown();
+  }
+
+  Region* region_of_huge_pages() {
+    constexpr std::uint64_t kId = 77;
+    auto memory = os::SharedMemory::create("test", static_cast<std::size_t>(kPages) << kPageShift,
+                                           os::MemoryKind::kHugeTlb, false);
+    auto table =
+        residency::ResidencyTable::create(kId, kPages, os::MemoryKind::kHugeTlb, PageState::kFresh);
+    if (!memory.ok() || !table.ok()) return nullptr;
+    return adopt(kId, UniqueFd(::dup(memory->fd())), *table->read_only_fd(), UniqueFd());
+  }
+  Region* adopt(std::uint64_t id, UniqueFd memory, UniqueFd table, UniqueFd aside) {
+    loop::RegionSpec spec;
+    spec.session_id = 7;
+    spec.page_count = kPages;
+    auto region = loop_->adopt_region(std::move(spec), id, std::move(memory), std::move(table),
+                                      std::move(aside));
+    return region.ok() ? *region : nullptr;
+  }
+  std::uint32_t aside_pages(const Region& region) const {
+    std::uint32_t n = 0;
+    for (std::uint32_t page = 0; page < region.page_count(); ++page)
+      n += (region.table.read(page).flags & residency::Residency::kAside) != 0;
+    return n;
+  }
+
+  enum class Engine : std::uint8_t { kMoves, kFailsFirst, kIsOld, kStopsWhenAnswered };
+  Engine engine_kind_ = Engine::kMoves;
+  std::uint32_t asked_ = 0;
+
+ private:
+  void unmap(View&, std::uint32_t) override {}
+  void poison(View&, std::uint32_t) override {}
+  void move_aside(View& view, std::uint32_t page) override { asks_.emplace_back(&view, page); }
+  void flush() override {
+    for (const auto& [view, page] : std::exchange(asks_, {})) {
+      ++asked_;
+      if (engine_kind_ == Engine::kIsOld) continue;
+      Region& region = *view->region;
+      if (!region.has_aside()) {
+        ASSERT_TRUE(loop_->make_aside(region).ok());
+      }
+      auto request = std::make_shared<migrate::AsideRequest>();
+      request->done = [this, view = view, page = page, request = request.get()] {
+        if (request->status.ok()) answered(*view, page);
+      };
+      loop_->migrator().move_aside(region, page, std::move(request));
+      loop_->note_change();
+    }
+  }
+  void answered(View& view, std::uint32_t page) {
+    if (engine_kind_ == Engine::kStopsWhenAnswered) return;
+    const bool fails = std::exchange(engine_kind_, Engine::kMoves) == Engine::kFailsFirst;
+    if (!fails) engine_->map_aside(view, page);
+    EXPECT_TRUE(loop_->migrator().moved_aside(*view.region, page, !fails).ok());
+    EXPECT_FALSE(loop_->migrator().moved_aside(*view.region, page, true).ok());
+  }
+
+  std::vector<std::pair<View*, std::uint32_t>> asks_;
+};
+
+// No fill can be had, and none may be tried as fast as the processor can.
+TEST_F(LoopWithoutHugePages, AnEmptyPoolIsAskedNowAndThen) {
+  engine_kind_ = Engine::kIsOld;
+  Region* region = region_of_huge_pages();
   ASSERT_NE(region, nullptr);
   View* view = engine_->map(*region);
   for (std::uint32_t page = 0; page < 8; ++page) {
@@ -405,6 +479,115 @@ TEST_F(LoopRegions, AnEmptyPoolIsAskedNowAndThen) {
   // The first eight at once, then one try each ten milliseconds, however often the loop turns.
   EXPECT_GE(loop_->migrator().counters().populate_failures, 2U);
   EXPECT_LE(loop_->migrator().counters().populate_failures, 8U * 32);
+  EXPECT_EQ(asked_, 0U);  // demotion might still free one
+  idle(2500);
+  EXPECT_TRUE(loop_->huge_pages_gone());
+  EXPECT_GE(asked_, 8U);  // in vain, and again
+  EXPECT_EQ(aside_pages(*region), 0U);
+}
+
+TEST_F(LoopWithoutHugePages, PagesMoveAsideAndKeepTheirBytes) {
+  engine_kind_ = Engine::kFailsFirst;
+  Region* region = region_of_huge_pages();
+  ASSERT_NE(region, nullptr);
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(aside_pages(*region), kPages);
+  EXPECT_EQ(loop_->migrator().counters().pages_aside, kPages);
+  EXPECT_GT(loop_->migrator().counters().demotions, 0U);
+  EXPECT_EQ(loop_->effective_dram_pages(), 16U);  // those that were given up are there again
+  EXPECT_LE(loop_->dram().used_pages(), 17U);
+}
+
+TEST_F(LoopWithoutHugePages, AForkedCopyOfPagesAsideKeepsTheMomentOfTheFork) {
+  Region* parent = region_of_huge_pages();
+  ASSERT_NE(parent, nullptr);
+  View* view = engine_->map(*parent);
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 24; ++page) fill(*view, page, 1);
+  });
+  Region* child = fork_of(*view);
+  ASSERT_NE(child, nullptr);
+  EXPECT_NE(child->memory.kind(), os::MemoryKind::kHugeTlb);
+  View* child_view = engine_->map(*child);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < 12; ++page) fill(*view, page, 2);
+    for (std::uint32_t page = 0; page < 24; ++page) wrong += wrong_words(*child_view, page, 1);
+    for (std::uint32_t page = 0; page < 24; ++page)
+      wrong += wrong_words(*view, page, page < 12 ? 2 : 1);
+  });
+  EXPECT_EQ(wrong, 0U);
+}
+
+TEST_F(LoopWithoutHugePages, ANewLoopTakesOverPagesAside) {
+  Region* region = region_of_huge_pages();
+  ASSERT_NE(region, nullptr);
+  View* view = engine_->map(*region);
+  engine_->run([&] {
+    for (std::uint32_t page = 1; page < kPages; ++page) fill(*view, page, 1);
+  });
+  // One is with its engine when the daemon goes.
+  engine_kind_ = Engine::kStopsWhenAnswered;
+  loop_->fault(*view, {.address = view->address_of(0), .write = true}, os::now_ns());
+  idle(300);
+  EXPECT_EQ(aside_pages(*region), kPages);
+  const std::uint64_t id = region->id;
+  UniqueFd memory(::dup(region->memory.fd()));
+  UniqueFd aside(::dup(region->aside.fd()));
+  UniqueFd table = *region->table.read_only_fd();
+  loop_->detach();
+  start(256 << 20, 16, os::MemoryKind::kHugeTlb);
+  loop_->set_engine_hand(this);
+  EXPECT_EQ(adopt(id, UniqueFd(::dup(memory.get())), UniqueFd(::dup(table.get())), UniqueFd()),
+            nullptr);  // without the memory in which its pages lie
+  region = adopt(id, std::move(memory), std::move(table), std::move(aside));
+  ASSERT_NE(region, nullptr);
+  loop_->release_unclaimed(7);
+  view = engine_->map(*region);
+  for (std::uint32_t page = 0; page < kPages; ++page) engine_->map_aside(*view, page);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 1; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+    for (std::size_t i = 0; i < kWords; ++i) wrong += words_of(*view, 0)[i] != 0;
+  });
+  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(loop_->migrator().counters().pages_lost, 0U);
+}
+
+TEST_F(LoopWithoutHugePages, AnEngineThatDiesBeforeItHasMappedAPageGivesItsFrameBack) {
+  engine_kind_ = Engine::kStopsWhenAnswered;
+  Region* region = region_of_huge_pages();
+  ASSERT_NE(region, nullptr);
+  View* view = engine_->map(*region);
+  loop_->fault(*view, {.address = view->address_of(3), .write = true}, os::now_ns());
+  idle(2600);
+  EXPECT_EQ(region->table.read(3).state, PageState::kResident);
+  EXPECT_EQ(loop_->dram().used_pages(), 1U);
+  engine_->unmap(*view);
+  idle(20);
+  EXPECT_EQ(loop_->dram().used_pages(), 0U);
+  EXPECT_TRUE(std::all_of(loop_->regions().begin(), loop_->regions().end(),
+                          [](Region* r) { return r == nullptr; }));
+}
+
+TEST_F(LoopWithoutHugePages, NewRegionsAreOrdinaryMemory) {
+  Region* region = anonymous();
+  ASSERT_NE(region, nullptr);
+  EXPECT_NE(region->memory.kind(), os::MemoryKind::kHugeTlb);
+  EXPECT_TRUE(loop_->huge_pages_gone());
+  View* view = engine_->map(*region);
+  std::size_t wrong = 0;
+  engine_->run([&] {
+    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
+    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
+  });
+  EXPECT_EQ(wrong, 0U);
 }
 
 // One fill may be in hand: populated, and not read until the disk has nothing else. Whoever comes
