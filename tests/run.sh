@@ -100,6 +100,8 @@ step_format() {
 
 step_release() {
   if build release; then pass; else fail "release: build"; return; fi
+  say "release: the test machine's packages"
+  tests/vm/packages.sh >/dev/null # without them its tests say what is wrong, or skip
   count release
 }
 

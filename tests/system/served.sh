@@ -3,18 +3,19 @@
 # its large allocations must have been regions (the programs check), and at its end the daemon must
 # have every frame and session back.
 #
-# usage: served.sh BUILD_DIR DRAM [--restarts N] PROGRAM ARGS...
-#   --restarts N   kill -9 the daemon N times at random moments while the program runs
+# usage: served.sh BUILD_DIR DRAM [--restarts N | --store DEVICE] PROGRAM ARGS...
+#   --restarts N     kill -9 the daemon N times at random moments while the program runs
+#   --store DEVICE   instead of a file in the build folder
 # Exits 77 where this user may not have kernel-mode userfaults.
 set -euo pipefail
 
 build=$(realpath "$1") dram=$2
 shift 2
-restarts=0
-if [ "$1" = --restarts ]; then
-  restarts=$2
-  shift 2
-fi
+restarts=0 store=''
+case $1 in
+  --restarts) restarts=$2 && shift 2 ;;
+  --store) store=$2 && shift 2 ;;
+esac
 
 fail() {
   echo "served: $*" >&2
@@ -31,7 +32,7 @@ work=$(mktemp -d "$build/served.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 set -- "${@//@WORK@/$work}"
 
-KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" --store "$work" \
+KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" --store "${store:-$work}" \
   --store-size 4GiB --json-report "$work/report.json" --kvmemd "$build/bin/kvmemd" \
   --library "$build/lib/libkvmem.so" -- "$@" >"$work/out" 2>"$work/err" &
 runner=$!

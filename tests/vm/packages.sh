@@ -46,7 +46,7 @@ APT::Update::Error-Mode "any";
 Debug::NoLocking "true";
 CONF
 # Of the suites' QEMUs only the later one has CXL devices.
-printf '%s\n' 'Package: qemu-system-* seabios' 'Pin: release n=*-backports' 'Pin-Priority: 990' \
+printf '%s\n' 'Package: qemu-system-* qemu-utils seabios' 'Pin: release n=*-backports' 'Pin-Priority: 990' \
   >"$vm/apt/preferences"
 
 # shellcheck source=/dev/null
@@ -70,7 +70,7 @@ kernel() { # IMAGE|HEADERS SUITE VERSION: the package that is that suite's newes
   echo "$name"
 }
 images=("$(kernel image "$suite" 6.1)" "$(kernel image "$suite-backports" 6.12)")
-others=(qemu-system-x86 busybox-static
+others=(qemu-system-x86 qemu-utils busybox-static
   "$(kernel headers "$suite" 6.1)" "$(kernel headers "$suite-backports" 6.12)")
 
 # As if they were installed, so that of what they depend on only what the machine lacks is fetched; a

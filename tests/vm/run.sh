@@ -16,7 +16,8 @@
 #   --disk-throttle BYTES   a second, of the disk's reads and writes together
 #   --disk-error SECTOR     of 512 bytes, whose reads fail
 #   --cxl                   with CXL memory
-#   --power-cut-after S     the machine is killed S seconds after the program started
+#   --power-cut-after S     the machine is killed S seconds after the program started; the disk then has
+#                           what was synced, and not what was written first since (by 64 KiB)
 #   --timeout S             the machine is killed S seconds after its start (default 120)
 #
 # The program's output comes out as it is written, standard error with it. Exits with the program's
@@ -69,7 +70,7 @@ qemu='' clock=''
 cleanup() {
   local code=$?
   trap - EXIT INT TERM HUP
-  [ -z "$qemu" ] || kill -9 "$qemu" 2>/dev/null || true
+  [ -z "$qemu" ] || { kill -9 "$qemu" && wait "$qemu"; } 2>/dev/null || true
   [ -z "$clock" ] || kill "$clock" 2>/dev/null || true
   wait
   rm -rf "$work"
@@ -89,6 +90,11 @@ initrd=$vm/initrd-$release.gz
     mv "$initrd.new" "$initrd"
   fi
 ) 9>"$vm/lock"
+
+libraries=$root/usr/lib/x86_64-linux-gnu
+become() { # PROGRAM ARGUMENT...: of those unpacked, in place of this shell
+  LD_LIBRARY_PATH=$libraries:$root/lib/x86_64-linux-gnu QEMU_MODULE_DIR=$libraries/qemu exec "$@"
+}
 
 [ -n "$disk" ] || disk=$work/disk
 [ -e "$disk" ] || truncate -s 4G "$disk"
@@ -135,7 +141,16 @@ for i in "${!binds[@]}"; do
 done
 
 node=disk
-options+=(-blockdev "driver=file,node-name=disk,filename=${disk//,/,,}")
+# A flush need not reach the host's disk: its kernel outlives the machine.
+options+=(-blockdev "driver=file,node-name=disk,filename=${disk//,/,,},cache.no-flush=on")
+if [ -n "$cut" ]; then
+  # Where a cluster's first write lies is noted in QEMU's memory until the next flush, so what was not
+  # flushed is lost with QEMU, as with a disk's own cache.
+  (become "$root/usr/bin/qemu-img" create -q -f qcow2 -F raw -b "$disk" -o lazy_refcounts=on "$work/cache")
+  options+=(-blockdev "driver=file,node-name=cache_file,filename=$work/cache,cache.no-flush=on"
+    -blockdev "driver=qcow2,node-name=cache,file=cache_file,backing=disk")
+  node=cache
+fi
 if [ -n "$throttle" ]; then
   options+=(-object "throttle-group,id=limit,x-bps-total=$throttle"
     -blockdev "driver=throttle,node-name=throttled,throttle-group=limit,file=$node")
@@ -152,12 +167,16 @@ options+=(-device "nvme,serial=kvmem,drive=$node,bus=pcie.0")
 exec 3> >(exec cat)
 output=$!
 
-libraries=$root/usr/lib/x86_64-linux-gnu
-LD_LIBRARY_PATH=$libraries:$root/lib/x86_64-linux-gnu QEMU_MODULE_DIR=$libraries/qemu \
-  setpriv --pdeathsig KILL "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" \
+become setpriv --pdeathsig KILL "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" \
   -L "$root/usr/share/seabios" "${options[@]}" </dev/null >"$work/qemu" 2>&1 &
 qemu=$!
 exec 3>&-
+
+keep_disk() { # what the cut left in the disk's cache's file, which QEMU mends for not having been closed
+  (become "$root/usr/bin/qemu-img" commit -q -d "$work/cache" >"$work/commit" 2>&1) && return
+  cat "$work/commit" >&2
+  exit 125
+}
 
 sleep "$timeout" >/dev/null 2>&1 &
 clock=$!
@@ -174,6 +193,7 @@ wait -n -p ended "$qemu" "$clock" || true
 if [ "$ended" = "$qemu" ]; then
   qemu=''
   wait "$output"
+  [ -z "$cut" ] || keep_disk
   [ ! -s "$work/status" ] || exit "$(cat "$work/status")"
   echo "vm/run.sh: the machine failed" >&2
   tail -n 30 "$work/qemu" "$work/console" >&2 || true
@@ -181,8 +201,13 @@ if [ "$ended" = "$qemu" ]; then
 fi
 clock=''
 kill -9 "$qemu"
+wait "$qemu" 2>/dev/null || true
+qemu=''
 wait "$output"
-if [ -n "$cut" ] && [ -e "$work/started" ]; then exit 137; fi
+if [ -n "$cut" ] && [ -e "$work/started" ]; then
+  keep_disk
+  exit 137
+fi
 echo "vm/run.sh: not done after $timeout s" >&2
 [ -e "$work/started" ] || tail -n 30 "$work/qemu" "$work/console" >&2 || true
 exit 124
