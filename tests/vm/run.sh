@@ -17,7 +17,8 @@
 #   --disk-error SECTOR     of 512 bytes, whose reads fail
 #   --cxl                   with CXL memory
 #   --power-cut-after S     the machine is killed S seconds after the program started; the disk then has
-#                           what was synced, and not what was written first since (by 64 KiB)
+#                           what was synced, and of 64 KiB first written to since, nothing
+#   --power-cut-when FILE   those seconds begin when it is there, written by the program below a --bind
 #   --timeout S             the machine is killed S seconds after its start (default 120)
 #
 # The program's output comes out as it is written, standard error with it. Exits with the program's
@@ -34,13 +35,13 @@ refuse() {
   exit 2
 }
 
-kernel='' binds=() disk='' throttle='' error='' cxl='' cut='' timeout=120
+kernel='' binds=() disk='' throttle='' error='' cxl='' cut='' cut_when='' timeout=120
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     6.1 | 6.12) kernel=$1 ;;
     --cxl) cxl=1 ;;
-    --bind | --disk | --disk-throttle | --disk-error | --power-cut-after | --timeout)
+    --bind | --disk | --disk-throttle | --disk-error | --power-cut-after | --power-cut-when | --timeout)
       [ $# -gt 1 ] || refuse "$1 wants a value"
       case $1 in
         --bind) binds+=("$(realpath -e "$2")") ;;
@@ -48,6 +49,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         --disk-throttle) throttle=$2 ;;
         --disk-error) error=$2 ;;
         --power-cut-after) cut=$2 ;;
+        --power-cut-when) cut_when=$(realpath "$2") ;;
         --timeout) timeout=$2 ;;
       esac
       shift ;;
@@ -180,11 +182,12 @@ keep_disk() { # what the cut left in the disk's cache's file, which QEMU mends f
 
 sleep "$timeout" >/dev/null 2>&1 &
 clock=$!
-ended=''
+ended='' was_cut=''
 if [ -n "$cut" ]; then
-  until [ -e "$work/started" ] || ! kill -0 "$qemu" 2>/dev/null || ! kill -0 "$clock" 2>/dev/null; do sleep 0.05; done
-  if [ -e "$work/started" ]; then
-    kill "$clock"
+  : "${cut_when:=$work/started}"
+  until [ -e "$cut_when" ] || ! kill -0 "$qemu" 2>/dev/null || ! kill -0 "$clock" 2>/dev/null; do sleep 0.05; done
+  if [ -e "$cut_when" ] && kill "$clock" 2>/dev/null; then
+    was_cut=1
     sleep "$cut" >/dev/null 2>&1 &
     clock=$!
   fi
@@ -204,7 +207,7 @@ kill -9 "$qemu"
 wait "$qemu" 2>/dev/null || true
 qemu=''
 wait "$output"
-if [ -n "$cut" ] && [ -e "$work/started" ]; then
+if [ -n "$was_cut" ]; then
   keep_disk
   exit 137
 fi
