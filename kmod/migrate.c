@@ -10,8 +10,10 @@
  * In that order, so that nothing is unmapped that then has nowhere to go.  A
  * page that migrate_vma cannot have to itself is mapped again where it was.
  *
- * migrate_pages() would keep huge pages whole; it is not exported, and
- * migrate_vma splits them.  Those are left to move_pages(2).
+ * migrate_pages() would keep huge pages whole and move those of files; it is not
+ * exported.  migrate_vma splits the ones, and frees the others while they still
+ * name the file they were of (a "bad page" to the allocator): both are left to
+ * move_pages(2).
  */
 #include <linux/capability.h>
 #include <linux/hugetlb.h>
@@ -67,6 +69,8 @@ static u8 kvmem_classify_pte(const struct kvmem_step *step, pte_t pte)
 	page = pte_page(pte);
 	if (PageCompound(page))
 		return KVMEM_KIND_HUGE;
+	if (!PageAnon(page))
+		return KVMEM_KIND_UNSUPPORTED;
 	if (page_to_nid(page) == step->node)
 		return KVMEM_KIND_RESIDENT;
 	/* Not compound, so this is how often it is mapped, less one. */
@@ -193,8 +197,9 @@ static u32 kvmem_step_allocate(struct kvmem_step *step)
  */
 static bool kvmem_page_ready(const struct kvmem_step *step, struct page *page)
 {
-	return page && !PageCompound(page) && !PageWriteback(page) &&
-	       !PageHWPoison(page) && page_to_nid(page) != step->node;
+	return page && !PageCompound(page) && PageAnon(page) &&
+	       !PageWriteback(page) && !PageHWPoison(page) &&
+	       page_to_nid(page) != step->node;
 }
 
 static void kvmem_step_migrate(struct kvmem_step *step,

@@ -30,41 +30,71 @@ struct kvmem_scan_state {
 
 #define KVMEM_UNIT_NONE ULONG_MAX
 
-static void kvmem_heat_commit(struct kvmem_scan_state *s)
+static void kvmem_heat_unit(struct kvmem_scan_state *s, unsigned long unit,
+			    bool young)
 {
-	u8 *byte, old, new;
+	u8 *byte = s->ctx->heat->bytes + unit;
+	u8 old = *byte;
+	u8 new = s->arg->flags & KVMEM_SCAN_DECAY ? old / 2 : old;
 
-	if (s->unit == KVMEM_UNIT_NONE)
-		return;
-	byte = s->ctx->heat->bytes + s->unit;
-	old = *byte;
-	new = s->arg->flags & KVMEM_SCAN_DECAY ? old / 2 : old;
-	if (s->unit_young)
+	if (young)
 		new = min(new + KVMEM_HEAT_STEP, U8_MAX);
 	if (new != old)
 		WRITE_ONCE(*byte, new);
 }
 
+/* Heat pages [unit, end) that were not touched: eight at a time where it goes. */
+static void kvmem_heat_cool(struct kvmem_scan_state *s, unsigned long unit,
+			    unsigned long end)
+{
+	if (!(s->arg->flags & KVMEM_SCAN_DECAY))
+		return;
+	while (unit < end) {
+		if (IS_ALIGNED(unit, sizeof(u64)) && end - unit >= sizeof(u64)) {
+			u64 *word = (u64 *)(s->ctx->heat->bytes + unit);
+
+			if (*word)
+				WRITE_ONCE(*word, (*word >> 1) & 0x7f7f7f7f7f7f7f7fULL);
+			unit += sizeof(u64);
+		} else {
+			kvmem_heat_unit(s, unit++, false);
+		}
+	}
+}
+
+static void kvmem_heat_commit(struct kvmem_scan_state *s)
+{
+	if (s->unit != KVMEM_UNIT_NONE)
+		kvmem_heat_unit(s, s->unit, s->unit_young);
+}
+
 /*
  * Notes OS pages for the heat.  Called for every address of the range, in
  * order, once: so each heat page decays once and rises at most once a scan.
+ * The last heat page is kept open, as more of its OS pages may come.
  */
 static void kvmem_heat_note(struct kvmem_scan_state *s, unsigned long addr,
 			    unsigned long end, bool young)
 {
 	const struct kvmem_context *ctx = s->ctx;
+	unsigned long first = (addr - ctx->start) >> ctx->page_shift;
+	unsigned long last = (end - 1 - ctx->start) >> ctx->page_shift;
 
-	while (addr < end) {
-		unsigned long unit = (addr - ctx->start) >> ctx->page_shift;
-
-		if (unit != s->unit) {
-			kvmem_heat_commit(s);
-			s->unit = unit;
-			s->unit_young = false;
-		}
-		s->unit_young |= young;
-		addr = ctx->start + ((unit + 1) << ctx->page_shift);
+	if (first != s->unit) {
+		kvmem_heat_commit(s);
+		s->unit = first;
+		s->unit_young = false;
 	}
+	s->unit_young |= young;
+	if (first == last)
+		return;
+	kvmem_heat_commit(s);
+	if (!young)
+		kvmem_heat_cool(s, first + 1, last);
+	for (first++; young && first < last; first++)
+		kvmem_heat_unit(s, first, true);
+	s->unit = last;
+	s->unit_young = young;
 }
 
 static void kvmem_scan_ptes(pte_t *ptep, unsigned long addr, unsigned long end,

@@ -62,7 +62,7 @@
 #define KVMEM_FEATURE_SCAN_FLUSH (1ULL << 1) /* KVMEM_SCAN_FLUSH */
 #define KVMEM_FEATURE_SCAN_THP   (1ULL << 2) /* PMD-mapped THP are scanned */
 #define KVMEM_FEATURE_SCAN_HUGE  (1ULL << 3) /* 2 MiB hugetlb too, see SCAN */
-#define KVMEM_FEATURE_MIGRATE    (1ULL << 4) /* anonymous and shmem OS pages */
+#define KVMEM_FEATURE_MIGRATE    (1ULL << 4) /* anonymous OS pages */
 
 /* kvmem_info.state, kvmem_heat_header.state */
 #define KVMEM_STATE_OPEN 0 /* nothing registered (any more) */
@@ -205,7 +205,7 @@ struct kvmem_range {
  * @pinned:       out: OS pages pinned for DMA
  * @busy:         out: OS pages that could not be isolated or were in use; try
  *                again later
- * @unsupported:  out: OS pages of other kinds of mappings
+ * @unsupported:  out: OS pages of files and memfds; move_pages(2) moves those
  * @next:         out: address to go on from, if @stop is not KVMEM_STOP_NONE
  * @next_range:   out: index of the range it lies in
  * @stop:         out: KVMEM_STOP_*
@@ -215,8 +215,7 @@ struct kvmem_range {
  * before @next.  A page that is not moved stays where and as it was.
  *
  * Pages come from @node or from nowhere: no reclaim, no other node.  A policy
- * set with mbind(2) on the owner's mapping is honoured; one that another process
- * set on a shared object, or a task's own, is not (no module can read them).
+ * set with mbind(2) is honoured; a task's own is not (no module can read it).
  * @node must be in the owner's cpuset.
  *
  * -EPERM   the caller is another process than the owner, without CAP_SYS_NICE
