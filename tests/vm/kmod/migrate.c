@@ -55,6 +55,25 @@ static char *memfd_pages(size_t len, int *memfd)
 	return p;
 }
 
+/* What move_pages(2) takes for the same, from node 1 to 0 and back: us/page. */
+static double peer_us(char *p, size_t n)
+{
+	void **at = calloc(n, sizeof(*at));
+	int *node = calloc(n, sizeof(*node)), *status = calloc(n, sizeof(*status));
+	uint64_t began = now_ns();
+
+	for (size_t i = 0; i < n; i++)
+		at[i] = p + i * PAGE;
+	syscall(SYS_move_pages, 0, n, at, node, status, MPOL_MF_MOVE);
+	for (size_t i = 0; i < n; i++)
+		node[i] = 1;
+	syscall(SYS_move_pages, 0, n, at, node, status, MPOL_MF_MOVE);
+	free(at);
+	free(node);
+	free(status);
+	return (now_ns() - began) / 2e3 / n;
+}
+
 static void there_and_back(char *p, size_t n)
 {
 	int fd = on_node_0(p, n);
@@ -67,7 +86,7 @@ static void there_and_back(char *p, size_t n)
 		CHECK_EQ(sum(&m), n);
 		CHECK_EQ(m.stop, KVMEM_STOP_NONE);
 		CHECK_EQ(pages_on(p, n, 1), n);
-		printf("# %.1f us/page\n", m.ns / 1e3 / n);
+		printf("# %.1f us/page, move_pages %.1f\n", m.ns / 1e3 / n, peer_us(p, n));
 		CHECK_EQ(move_all(fd, p, n * PAGE, 1, &m), 0);
 		CHECK_EQ(m.resident, n);
 		CHECK_EQ(sum(&m), n);
