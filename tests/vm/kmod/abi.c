@@ -444,6 +444,55 @@ static void HeatIsChargedToTheCgroup(void)
 	rmdir("/sys/fs/cgroup/kvmem_test");
 }
 
+static int trace_write(const char *file, const char *text)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "/sys/kernel/tracing/%s", file);
+	return cgroup_write(path, text);
+}
+
+static void ScansAndMigrationsAreTraced(void)
+{
+	struct kvmem_range range = { (uintptr_t)memory, 300 * PAGE };
+	struct kvmem_migrate m = {};
+	char line[512], want[512];
+	bool scanned = false, migrated = false, stepped = false;
+	struct kvmem_scan s;
+	int fd = ready(12);
+	FILE *f;
+
+	CHECK(fd >= 0);
+	CHECK(!trace_write("trace", "\n"));
+	CHECK(!trace_write("events/kvmem/enable", "1"));
+	CHECK_EQ(device_scan(fd, memory, 1000 * PAGE, KVMEM_SCAN_DECAY, &s), 0);
+	CHECK_EQ(device_migrate(fd, &range, 1, 1, &m), 0);
+	CHECK(!trace_write("events/kvmem/enable", "0"));
+	CHECK_EQ(m.moved, 300);
+	f = fopen("/sys/kernel/tracing/trace", "r");
+	CHECK(f);
+	while (fgets(line, sizeof(line), f)) {
+		snprintf(want, sizeof(want),
+			 "kvmem_scan: owner=%d start=%#lx len=%#lx flags=0x1 young=%llu old=%llu absent=0",
+			 getpid(), (uintptr_t)memory, 1000 * PAGE, s.young, s.old);
+		scanned |= !!strstr(line, want);
+		snprintf(want, sizeof(want), "kvmem_migrate: owner=%d node=1 moved=300 resident=0",
+			 getpid());
+		migrated |= !!strstr(line, want);
+		snprintf(want, sizeof(want),
+			 "kvmem_migrate_step: owner=%d node=1 start=%#lx wanted=300 moved=300",
+			 getpid(), (uintptr_t)memory);
+		stepped |= !!strstr(line, want);
+	}
+	fclose(f);
+	CHECK(scanned);
+	CHECK(migrated);
+	CHECK(stepped);
+	m.node = 0;
+	CHECK_EQ(device_migrate(fd, &range, 1, 0, &m), 0);
+	close(fd);
+}
+
 int main(void)
 {
 	static const struct claim claims[] = {
@@ -458,6 +507,7 @@ int main(void)
 		CLAIM(UnknownCommandsAreRefused),
 		CLAIM(HeatCountsAsLockedMemory),
 		CLAIM(HeatIsChargedToTheCgroup),
+		CLAIM(ScansAndMigrationsAreTraced),
 	};
 
 	return RUN_CLAIMS(claims);
