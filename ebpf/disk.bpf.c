@@ -4,6 +4,7 @@
  *
  * Bytes are counted where a bio is submitted, in the context of whoever wants it: a request may be
  * issued later by a worker of the kernel. Latency is that of requests, below every queue of ours.
+ * An NVMe disk of several paths takes bios under its own name and has requests under its paths'.
  * Raw tracepoints: no tracefs is needed, and the arguments are the same from 6.1 on.
  */
 #include "kernel.h"
@@ -11,8 +12,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-const volatile int disk_major;
-const volatile int disk_minor; /* of the whole disk */
+/* The whole disk, then those below it that carry out its requests; the rest empty. */
+const volatile struct kvmem_disk_name disks[KVMEM_DISK_NAMES];
 const volatile __u32 daemon_tgid;
 
 struct {
@@ -37,20 +38,27 @@ static __always_inline struct kvmem_disk *own_totals(void)
 	return bpf_map_lookup_elem(&totals, &zero);
 }
 
-static __always_inline int is_watched(struct gendisk *disk)
+static __always_inline int name_of(struct gendisk *disk, struct kvmem_disk_name *name)
 {
-	return BPF_CORE_READ(disk, major) == disk_major &&
-	       BPF_CORE_READ(disk, first_minor) == disk_minor;
+	return disk && bpf_probe_read_kernel_str(name, sizeof(*name),
+						 __builtin_preserve_access_index(&disk->disk_name)) > 1;
+}
+
+static __always_inline int is_disk(const struct kvmem_disk_name *name, int i)
+{
+	return name->words[0] == disks[i].words[0] && name->words[1] == disks[i].words[1] &&
+	       name->words[2] == disks[i].words[2] && name->words[3] == disks[i].words[3];
 }
 
 SEC("raw_tp/block_bio_queue")
 int bio_queued(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct bio *bio = (struct bio *)ctx->args[0];
+	struct kvmem_disk_name name = {};
 	struct kvmem_disk *sum;
 	__u32 op, bytes;
 
-	if (!is_watched(BPF_CORE_READ(bio, bi_bdev, bd_disk)))
+	if (!name_of(BPF_CORE_READ(bio, bi_bdev, bd_disk), &name) || !is_disk(&name, 0))
 		return 0;
 	op = BPF_CORE_READ(bio, bi_opf) & REQ_OP_MASK;
 	if (op > REQ_OP_WRITE)
@@ -73,9 +81,12 @@ SEC("raw_tp/block_rq_issue")
 int rq_issued(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct request *rq = (struct request *)ctx->args[0];
+	struct kvmem_disk_name name = {};
 	__u64 key = (__u64)rq, now;
 
-	if (!is_watched(BPF_CORE_READ(rq, q, disk)))
+	if (!name_of(BPF_CORE_READ(rq, q, disk), &name))
+		return 0;
+	if (!is_disk(&name, 0) && !is_disk(&name, 1) && !is_disk(&name, 2) && !is_disk(&name, 3))
 		return 0;
 	now = bpf_ktime_get_ns();
 	bpf_map_update_elem(&issued, &key, &now, BPF_ANY);

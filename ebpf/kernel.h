@@ -19,8 +19,7 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct gendisk {
-	int major;
-	int first_minor;
+	char disk_name[32];
 };
 
 struct block_device {

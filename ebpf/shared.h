@@ -10,6 +10,12 @@
 
 /* disk.bpf.c, one a processor. Index of a direction: 0 read, 1 written. */
 #define KVMEM_DISK_BUCKETS 32
+#define KVMEM_DISK_NAMES 4
+
+/* The kernel's DISK_NAME_LEN, zeroes after the name. */
+struct kvmem_disk_name {
+	__u64 words[4];
+};
 
 struct kvmem_disk {
 	__u64 own_bytes[2];   /* asked for by the daemon */

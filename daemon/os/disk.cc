@@ -26,7 +26,7 @@ Result<dev_t> number_in(const fs::path& file) {
 
 }  // namespace
 
-Result<dev_t> disk_of(const std::string& path, const std::string& sys) {
+Result<std::string> disk_of(const std::string& path, const std::string& sys) {
   struct stat info {};
   if (::stat(path.c_str(), &info) != 0) {
     const std::string folder = fs::path(path).parent_path();
@@ -54,12 +54,28 @@ Result<dev_t> disk_of(const std::string& path, const std::string& sys) {
         next = below.path();
       }
     }
-    if (next.empty()) return device;
+    if (next.empty()) return entry.filename().string();
     auto number = number_in(next / "dev");
-    if (!number.ok()) return number;
+    if (!number.ok()) return number.status();
     device = *number;
   }
   return Status(Code::kUnsupported, "the store's device has too many layers");
+}
+
+std::vector<std::string> paths_of(const std::string& disk, const std::string& sys) {
+  // The paths of nvme0n1 are nvme0c0n1, nvme0c1n1, ...: drivers/nvme/host/multipath.c.
+  std::vector<std::string> paths;
+  const std::size_t digits = disk.find_first_of("0123456789");
+  const std::size_t space = digits == std::string::npos ? digits : disk.find('n', digits);
+  if (!disk.starts_with("nvme") || space == std::string::npos) return paths;
+  const std::string before = disk.substr(0, space) + "c";
+  const std::string after = disk.substr(space);
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(sys + "/block", error)) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with(before) && name.ends_with(after)) paths.push_back(name);
+  }
+  return paths;
 }
 
 }  // namespace kvmem::os

@@ -1,10 +1,10 @@
 #include "probe/disk.h"
 
 #include <disk.skel.h>  // made by ebpf/
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <cmath>
+#include <algorithm>
+#include <cstring>
 
 namespace kvmem::probe {
 namespace {
@@ -29,13 +29,21 @@ std::uint64_t quantile(const kvmem_disk& from, const kvmem_disk& to, int directi
 
 }  // namespace
 
-Result<std::unique_ptr<DiskProbe>> DiskProbe::create(dev_t disk) {
+Result<std::unique_ptr<DiskProbe>> DiskProbe::create(const std::string& disk,
+                                                     const std::vector<std::string>& paths) {
   std::unique_ptr<DiskProbe> probe(new DiskProbe);
   probe->skeleton_ = kvmem_disk_bpf::open();
   if (probe->skeleton_ == nullptr) return refused(-errno, "open of the disk probe");
   kvmem_disk_bpf& skeleton = *probe->skeleton_;
-  skeleton.rodata->disk_major = static_cast<int>(major(disk));
-  skeleton.rodata->disk_minor = static_cast<int>(minor(disk));
+  // (Of more paths than there is room for, some go untimed.)
+  std::size_t used = 0;
+  const auto watch = [&](const std::string& name) {
+    if (used == KVMEM_DISK_NAMES) return;
+    kvmem_disk_name& into = skeleton.rodata->disks[used++];
+    std::memcpy(&into, name.data(), std::min(name.size(), sizeof into - 1));
+  };
+  watch(disk);
+  for (const std::string& path : paths) watch(path);
   skeleton.rodata->daemon_tgid = static_cast<std::uint32_t>(::getpid());
   if (const int error = kvmem_disk_bpf::load(&skeleton); error != 0)
     return refused(error, "load of the disk probe");

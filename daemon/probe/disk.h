@@ -1,10 +1,9 @@
 // DiskProbe: how busy the page store's disk is, for whom, and how long its requests take.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/status.h"
@@ -17,8 +16,10 @@ namespace kvmem::probe {
 
 class DiskProbe {
  public:
-  // `disk` is a whole disk. kUnsupported: no right to, or not in this kernel.
-  static Result<std::unique_ptr<DiskProbe>> create(dev_t disk);
+  // `disk` is the kernel's name of a whole disk, `paths` those of it that have its requests.
+  // kUnsupported: no right to, or not in this kernel.
+  static Result<std::unique_ptr<DiskProbe>> create(const std::string& disk,
+                                                   const std::vector<std::string>& paths);
   ~DiskProbe();
   DiskProbe(const DiskProbe&) = delete;
   DiskProbe& operator=(const DiskProbe&) = delete;

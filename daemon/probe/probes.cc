@@ -60,7 +60,7 @@ std::unique_ptr<Probes> Probes::start(const ProbeOptions& options) {
   } else if (auto disk = os::disk_of(options.store_path); !disk.ok()) {
     probes->disk_.why_off = reason_of(disk.status());
   } else {
-    probes->disk_.set(DiskProbe::create(*disk));
+    probes->disk_.set(DiskProbe::create(*disk, os::paths_of(*disk)));
   }
   probes->stalls_.set(StallProbe::create());
   probes->follow(::getpid());

@@ -3,7 +3,9 @@
 process on a GPU that knows nothing of kvmem, of others on the store's disk, and what a memory limit
 costs an engine. Where the daemon may not, it says so and serves engines all the same.
 
-usage: probes.py BUILD_DIR SCENARIO     gpu | disk | stalls | rights
+usage: probes.py BUILD_DIR SCENARIO [FOLDER]     gpu | disk | stalls | rights
+
+The store and other files lie in FOLDER, else in BUILD_DIR.
 
 Exits 77 where BPF is not to be had, which is where the daemon says so for root.
 """
@@ -349,7 +351,7 @@ def rights(work):
 
 
 def main():
-    with tempfile.TemporaryDirectory(dir=BUILD, prefix="probes-") as work:
+    with tempfile.TemporaryDirectory(dir=sys.argv[3] if len(sys.argv) > 3 else BUILD, prefix="probes-") as work:
         {"gpu": gpu, "disk": disk, "stalls": stalls, "rights": rights}[sys.argv[2]](work)
 
 

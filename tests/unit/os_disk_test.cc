@@ -55,7 +55,7 @@ TEST_F(DiskOf, AWholeDiskIsItself) {
   add("nvme0n1", device_);
   auto disk = os::disk_of(file_, sys_);
   ASSERT_TRUE(disk.ok()) << disk.status().what();
-  EXPECT_EQ(*disk, device_);
+  EXPECT_EQ(*disk, "nvme0n1");
 }
 
 TEST_F(DiskOf, APartitionLiesOnItsDisk) {
@@ -64,7 +64,7 @@ TEST_F(DiskOf, APartitionLiesOnItsDisk) {
   std::ofstream(add("nvme0n1/nvme0n1p2", device_) / "partition") << "2\n";
   auto disk = os::disk_of(file_, sys_);
   ASSERT_TRUE(disk.ok()) << disk.status().what();
-  EXPECT_EQ(*disk, whole);
+  EXPECT_EQ(*disk, "nvme0n1");
 }
 
 TEST_F(DiskOf, AVolumeOnAPartitionLiesOnTheDiskBelowBoth) {
@@ -75,7 +75,7 @@ TEST_F(DiskOf, AVolumeOnAPartitionLiesOnTheDiskBelowBoth) {
   add_slave(add("dm-0", device_), part);
   auto disk = os::disk_of(file_, sys_);
   ASSERT_TRUE(disk.ok()) << disk.status().what();
-  EXPECT_EQ(*disk, whole);
+  EXPECT_EQ(*disk, "nvme0n1");
 }
 
 TEST_F(DiskOf, AVolumeOnTwoDisksIsRefused) {
@@ -96,6 +96,15 @@ TEST_F(DiskOf, AVolumeThatLiesOnItselfEnds) {
 TEST_F(DiskOf, WhatSysfsDoesNotHaveIsRefused) {
   EXPECT_FALSE(os::disk_of(file_, sys_).ok());
   EXPECT_EQ(os::disk_of("/no/such/folder/store", sys_).status().code(), Code::kErrno);
+}
+
+TEST_F(DiskOf, PathsOfAnNvmeDiskHaveItsNumbers) {
+  for (const char* name : {"nvme0n1", "nvme0c0n1", "nvme0c13n1", "nvme0c0n11", "nvme10c0n1", "sda"})
+    fs::create_directories(sys_ / "block" / name);
+  EXPECT_THAT(os::paths_of("nvme0n1", sys_),
+              ::testing::UnorderedElementsAre("nvme0c0n1", "nvme0c13n1"));
+  EXPECT_THAT(os::paths_of("sda", sys_), ::testing::IsEmpty());
+  EXPECT_THAT(os::paths_of("nvme0n1", root_ / "none"), ::testing::IsEmpty());
 }
 
 }  // namespace

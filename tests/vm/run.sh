@@ -82,7 +82,7 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay nvme)
+modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay nvme crc32c_generic ext4)
 [ "$kernel" = 6.1 ] || modules+=(cxl_acpi cxl_pci cxl_mem cxl_port dax_cxl device_dax kmem)
 initrd=$vm/initrd-$release.gz
 (
