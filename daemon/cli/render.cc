@@ -2,106 +2,25 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <utility>
+
+#include "cli/fields.h"
+#include "cli/text.h"
 
 namespace kvmem::cli {
 namespace {
 
+using fields::array;
+using fields::has;
+using fields::is_true;
+using fields::member;
+using fields::number;
+using fields::real;
+using fields::text;
 using nlohmann::json;
 
 constexpr unsigned kMapRowsMax = 24;
 constexpr unsigned kShrunkMin = 8;  // columns that a shrinking column keeps
-
-std::string format(const char* pattern, double value) {
-  std::array<char, 64> buffer{};
-  std::snprintf(buffer.data(), buffer.size(), pattern, value);
-  return buffer.data();
-}
-
-// --- JSON that may lack anything ---------------------------------------------------------------
-
-std::uint64_t number(const json& object, const char* key) {
-  if (!object.is_object()) return 0;
-  const auto it = object.find(key);
-  if (it == object.end() || !it->is_number()) return 0;
-  if (it->is_number_float())
-    return it->get<double>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<double>());
-  if (it->is_number_unsigned()) return it->get<std::uint64_t>();
-  return it->get<std::int64_t>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<std::int64_t>());
-}
-
-double real(const json& object, const char* key, double otherwise = 0) {
-  if (!object.is_object()) return otherwise;
-  const auto it = object.find(key);
-  return it != object.end() && it->is_number() ? it->get<double>() : otherwise;
-}
-
-bool has(const json& object, const char* key) {
-  return object.is_object() && object.contains(key) && !object.at(key).is_null();
-}
-
-bool is_true(const json& object, const char* key) {
-  return has(object, key) && object.at(key).is_boolean() && object.at(key).get<bool>();
-}
-
-// Text, or a number or truth value as text; empty when missing.
-std::string text(const json& object, const char* key) {
-  if (!has(object, key)) return "";
-  const json& value = object.at(key);
-  if (value.is_string()) return printable(value.get_ref<const std::string&>());
-  if (value.is_number_float()) return format("%.3g", value.get<double>());
-  if (value.is_primitive()) return printable(value.dump());
-  return "";
-}
-
-const json& array(const json& object, const char* key) {
-  static const json none = json::array();
-  if (!object.is_object()) return none;
-  const auto it = object.find(key);
-  return it != object.end() && it->is_array() ? *it : none;
-}
-
-const json& member(const json& object, const char* key) {
-  static const json none = json::object();
-  if (!object.is_object()) return none;
-  const auto it = object.find(key);
-  return it != object.end() && it->is_object() ? *it : none;
-}
-
-std::string percent(std::uint64_t part, std::uint64_t whole) {
-  if (whole == 0) return "";
-  return format("%.0f %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
-}
-
-std::string micros(double us) {
-  if (us < 1000) return format("%.0f us", us);
-  if (us < 1'000'000) return format("%.2f ms", us / 1000);
-  return format("%.2f s", us / 1'000'000);
-}
-
-// --- terminals ---------------------------------------------------------------------------------
-
-// Columns that UTF-8 takes, one a code point: names here are seldom wider.
-std::size_t columns_of(std::string_view s) {
-  return static_cast<std::size_t>(
-      std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
-// The end of a path or name says more than its beginning.
-std::string shortened(const std::string& s, std::size_t width) {
-  const std::size_t has_columns = columns_of(s);
-  if (has_columns <= width || width < 3) return s;
-  std::size_t at = 0;
-  for (std::size_t dropped = 0; dropped < has_columns - width + 2; ++dropped) {
-    do {
-      ++at;
-    } while (at < s.size() && (s[at] & 0xC0) == 0x80);
-  }
-  std::string out = "..";
-  out.append(s, at);
-  return out;
-}
 
 std::string paint(const std::string& s, const char* sgr, const Style& style) {
   return style.colour ? std::string("\033[") + sgr + "m" + s + "\033[0m" : s;
@@ -202,15 +121,6 @@ std::string pinned_runs(const PageMap& map) {
   return out;
 }
 
-std::string joined(const std::vector<std::string>& parts, const char* separator) {
-  std::string out;
-  for (const std::string& part : parts) {
-    if (part.empty()) continue;
-    out += (out.empty() ? "" : separator) + part;
-  }
-  return out;
-}
-
 // "name value" pairs, wrapped to the width.
 std::string pairs(const std::vector<std::pair<std::string, std::string>>& items,
                   const Style& style) {
@@ -252,56 +162,6 @@ std::string heading(const char* title, const Style& style) {
 }
 
 }  // namespace
-
-std::string human_bytes(std::uint64_t size_bytes) {
-  constexpr std::array<const char*, 6> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  if (size_bytes < 1024) return std::to_string(size_bytes) + " B";
-  double value = static_cast<double>(size_bytes) / 1024;
-  std::size_t unit = 0;
-  // 1023.995 would be printed as 1024.
-  while (value >= 1023.995 && unit + 1 < kUnits.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  const char* const pattern = value < 9.995 ? "%.2f" : value < 99.95 ? "%.1f" : "%.0f";
-  return format(pattern, value) + " " + kUnits[unit];
-}
-
-std::string human_count(std::uint64_t count) {
-  std::string digits = std::to_string(count);
-  for (std::size_t at = digits.size(); at > 3;) {
-    at -= 3;
-    digits.insert(at, 1, ',');
-  }
-  return digits;
-}
-
-std::string human_seconds(double seconds) {
-  if (seconds < 0.9995) return format("%.0f ms", seconds * 1000);
-  if (seconds < 59.95) return format("%.1f s", seconds);
-  const auto minutes = static_cast<std::uint64_t>(seconds / 60);
-  if (minutes < 60) {
-    return std::to_string(minutes) + " min " +
-           format("%.0f s", seconds - 60 * static_cast<double>(minutes));
-  }
-  if (minutes < 24 * 60) {
-    return std::to_string(minutes / 60) + " h " + std::to_string(minutes % 60) + " min";
-  }
-  return std::to_string(minutes / 1440) + " d " + std::to_string(minutes / 60 % 24) + " h";
-}
-
-std::string printable(std::string_view s) {
-  std::string out(s);
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    const auto c = static_cast<unsigned char>(out[i]);
-    // C0, DEL, and C1 as UTF-8 writes it.
-    const bool c1 =
-        c == 0xC2 && i + 1 < out.size() && static_cast<unsigned char>(out[i + 1]) < 0xA0;
-    if (c1) out[i + 1] = '?';
-    if (c < 0x20 || c == 0x7F || c1) out[i] = '?';
-  }
-  return out;
-}
 
 std::string table(const std::vector<Column>& columns, const std::vector<Row>& rows,
                   const Style& style) {

@@ -11,17 +11,14 @@
 #include <string_view>
 #include <vector>
 
+#include "cli/text.h"
+
 namespace kvmem::cli {
 
 struct Style {
   bool colour = false;
   unsigned width = 80;  // columns
 };
-
-std::string human_bytes(std::uint64_t size_bytes);  // "1.50 GiB", "512 B"
-std::string human_count(std::uint64_t count);       // "1,234,567"
-std::string human_seconds(double seconds);          // "3 h 12 min", "4.5 s"
-std::string printable(std::string_view text);       // control characters as '?'
 
 struct Column {
   std::string name;
