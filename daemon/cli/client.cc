@@ -16,7 +16,7 @@
 
 #include "base/unique_handle.h"
 #include "cli/exit_code.h"
-#include "cli/render.h"
+#include "cli/text.h"
 #include "config/config.h"
 
 namespace kvmem::cli {
@@ -139,23 +139,33 @@ std::string socket_path(const std::string& option) {
 }
 
 Answer ask(const std::string& socket, const Question& question, unsigned timeout_ms) {
+  return Asking(socket, question, timeout_ms).finish();
+}
+
+Asking::Asking(std::string socket, const Question& question, unsigned timeout_ms)
+    : socket_(std::move(socket)) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (socket.empty() || socket.size() >= sizeof(address.sun_path)) {
-    return failed(kExitUsage, "a socket's path has 1 to " +
-                                  std::to_string(sizeof(address.sun_path) - 1) +
-                                  " bytes: " + socket);
+  if (socket_.empty() || socket_.size() >= sizeof(address.sun_path)) {
+    failure_ =
+        failed(kExitUsage, "a socket's path has 1 to " +
+                               std::to_string(sizeof(address.sun_path) - 1) + " bytes: " + socket_);
+    return;
   }
-  std::memcpy(address.sun_path, socket.data(), socket.size());
+  std::memcpy(address.sun_path, socket_.data(), socket_.size());
 
   UniqueFd fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd) return failed(kExitFailed, "cannot make a socket: " + reason(errno));
+  if (!fd) {
+    failure_ = failed(kExitFailed, "cannot make a socket: " + reason(errno));
+    return;
+  }
   const timeval timeout{.tv_sec = timeout_ms / 1000,
                         .tv_usec = static_cast<suseconds_t>(timeout_ms % 1000) * 1000};
   ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
   ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout));
   if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return connect_failed(socket, errno);
+    failure_ = connect_failed(socket_, errno);
+    return;
   }
 
   wire::Request request;
@@ -166,20 +176,27 @@ Answer ask(const std::string& socket, const Question& question, unsigned timeout
   request.page_count = question.target.page_count;
   request.pid = question.pid;
   if (question.tag.size() >= sizeof(request.tag)) {
-    return failed(kExitUsage, "nothing has so long a name: " + printable(question.tag));
+    failure_ = failed(kExitUsage, "nothing has so long a name: " + printable(question.tag));
+    return;
   }
   std::memcpy(request.tag, question.tag.data(), question.tag.size());
   if (::send(fd.get(), &request, sizeof(request), MSG_NOSIGNAL) != sizeof(request)) {
-    return silent(socket, errno);
+    failure_ = silent(socket_, errno);
+    return;
   }
+  fd_ = std::move(fd);
+}
 
+Answer Asking::finish() {
+  if (!fd_) return std::move(failure_);
+  const UniqueFd fd = std::move(fd_);
   wire::Reply reply;
   UniqueFd memory;
   std::size_t size_bytes = 0;
-  if (!receive(fd.get(), &reply, &size_bytes, &memory)) return silent(socket, errno);
-  if (size_bytes == 0) return silent(socket, ECONNRESET);
+  if (!receive(fd.get(), &reply, &size_bytes, &memory)) return silent(socket_, errno);
+  if (size_bytes == 0) return silent(socket_, ECONNRESET);
   if (size_bytes != sizeof(reply) || reply.version != wire::kProtocolVersion) {
-    return failed(kExitFailed, "the daemon at " + socket +
+    return failed(kExitFailed, "the daemon at " + socket_ +
                                    " speaks another version: use the kvmemctl installed with it");
   }
   reply.message[sizeof(reply.message) - 1] = '\0';
@@ -195,7 +212,7 @@ Answer ask(const std::string& socket, const Question& question, unsigned timeout
     answer.json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   }
   if (!answer.json.is_object()) {
-    return failed(kExitFailed, "the daemon at " + socket + " sent an answer that cannot be read");
+    return failed(kExitFailed, "the daemon at " + socket_ + " sent an answer that cannot be read");
   }
   return answer;
 }

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/unique_handle.h"
 #include "wire/protocol.h"
 
 namespace kvmem::cli {
@@ -39,7 +40,24 @@ struct Answer {
 // --socket, else KVMEM_SOCKET, else a daemon of this user's, else the system's: as libkvmem does.
 std::string socket_path(const std::string& option);
 
-Answer ask(const std::string& socket, const Question& question, unsigned timeout_ms = 10'000);
+inline constexpr unsigned kAnswerTimeoutMs = 10'000;
+Answer ask(const std::string& socket, const Question& question,
+           unsigned timeout_ms = kAnswerTimeoutMs);
+
+// A question on its way, for those that have other things to wait for meanwhile: fd() can be read
+// when finish() would not wait.
+class Asking {
+ public:
+  Asking(std::string socket, const Question& question, unsigned timeout_ms = kAnswerTimeoutMs);
+
+  int fd() const { return fd_.get(); }  // -1: it could not be asked, finish() says why
+  Answer finish();                      // once
+
+ private:
+  std::string socket_;
+  UniqueFd fd_;
+  Answer failure_;
+};
 
 // "REGION", "REGION:PAGE" or "REGION:FIRST-LAST" (LAST included). False when `text` is neither.
 bool parse_target(const std::string& text, Target* out);
