@@ -896,15 +896,23 @@ model::PageView Planner::view(model::PageRef ref) const {
   view.reason = page.reason;
   view.next_use_touches = UINT64_MAX;
   if (!page.linked()) return view;
-  const double interval = p.order.interval(id);
-  const double age = p.order.age(id);
   view.confidence = p.order.use(id);
-  // Full while it comes around in time, then falling with the age.
-  view.heat = view.confidence * std::min(1.0, interval / std::max(age, 1.0));
+  view.heat = heat(ref);
   view.age_touches = p.order.age(id);
-  if (p.order.interval_known(id)) view.interval_touches = static_cast<std::uint64_t>(interval);
+  if (p.order.interval_known(id)) {
+    view.interval_touches = static_cast<std::uint64_t>(p.order.interval(id));
+  }
   view.next_use_touches = static_cast<std::uint64_t>(p.order.next_use(id));
   return view;
+}
+
+double Planner::heat(model::PageRef ref) const {
+  const Impl& p = *impl_;
+  const PageId id = p.find(ref);
+  if (id == kNoPage || !p.order[id].linked()) return 0;
+  // Full while it comes around in time, then falling with the age.
+  return p.order.use(id) *
+         std::min(1.0, p.order.interval(id) / std::max<double>(p.order.age(id), 1));
 }
 
 const PlannerStats& Planner::stats() const {

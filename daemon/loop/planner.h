@@ -92,6 +92,8 @@ class Planner {
             std::uint32_t demotes_in_flight, model::Moves& out);
 
   model::PageView view(model::PageRef page) const;
+  // The view's heat alone.
+  double heat(model::PageRef page) const;
   const PlannerStats& stats() const;
   std::uint64_t metadata_bytes() const;
   // Whole-structure check, for tests and debug builds; linear.

@@ -233,6 +233,7 @@ void Migrator::fault(View& view, const os::Fault& fault, std::uint64_t now_ns) {
      : fault.minor         ? counters_.faults_minor
                            : counters_.faults_missing);
   Region& region = *view.region;
+  ++region.faults;
   const std::uint32_t page = view.page_at(fault.address);
   if (!view.covers(page) || region.closing) return;
   const Residency entry = region.table.read(page);

@@ -61,6 +61,7 @@ struct Region {
   std::uint32_t pages_max = UINT32_MAX;  // that may be anything but fresh at a time
   std::uint32_t offers = 0;              // engines that were given it and have not mapped it yet
   std::uint32_t moves_in_flight = 0;
+  std::uint64_t faults = 0;  // since it was made
   bool closing = false;
   // Pages that the engine was asked to move aside, and when it may be asked again.
   struct Ask {

@@ -85,12 +85,14 @@ char state_char(Residency entry) {
 }
 
 // `wanted`: the memory that regions are made of where it can be had.
-json region_json(const Region& region, os::MemoryKind wanted) {
+json region_json(const loop::Planner& planner, const Region& region, os::MemoryKind wanted) {
   std::array<std::uint64_t, 8> states{};
   std::uint64_t pinned = 0;
   std::uint64_t aside = 0;
+  double heat = 0;
   for (std::uint32_t page = 0; page < region.page_count(); ++page) {
     const Residency entry = region.table.read(page);
+    heat += planner.heat(region.ref(page));
     ++states[static_cast<std::size_t>(entry.state)];
     // An origin page that the file holds is resident and clean.
     pinned += (entry.flags & Residency::kPinned) != 0;
@@ -112,6 +114,7 @@ json region_json(const Region& region, os::MemoryKind wanted) {
     if (sessions.empty() || sessions.back() != session) sessions.push_back(std::move(session));
   }
   return {{"region", region.slot},
+          {"id", std::to_string(region.id)},  // its number is another's when it is gone
           {"session", std::to_string(region.session_id)},
           {"pid", region.pid},
           {"uid", region.uid},
@@ -132,7 +135,9 @@ json region_json(const Region& region, os::MemoryKind wanted) {
           {"origin_pages", of(PageState::kOrigin)},
           {"fresh_pages", of(PageState::kFresh)},
           {"lost_pages", of(PageState::kLost)},
-          {"pinned_pages", pinned}};
+          {"pinned_pages", pinned},
+          {"heat_pages", heat},  // the sum of their heats: pages in use every time around
+          {"faults", region.faults}};
 }
 
 json tiers_json(Server& server) {
@@ -172,8 +177,8 @@ json tiers_json(Server& server) {
 json regions_json(Server& server, const os::Peer& peer) {
   json regions = json::array();
   for (const Region* region : server.loop().regions()) {
-    if (region != nullptr && may_see(peer, region->uid))
-      regions.push_back(region_json(*region, server.loop().memory_kind()));
+    if (region == nullptr || !may_see(peer, region->uid)) continue;
+    regions.push_back(region_json(server.loop().planner(), *region, server.loop().memory_kind()));
   }
   return regions;
 }
@@ -322,6 +327,7 @@ json status_json(Server& server, const os::Peer& peer) {
                        {"regions", session->views.size()},
                        {"size_bytes", size},
                        {"resident_bytes", resident},
+                       {"faults", session->fault_count},
                        {"stalls", stalls_json(server, session->pid)},
                        {"connected", true}});
   }
@@ -426,12 +432,17 @@ json pages_json(Server& server, const Region& region, std::uint32_t first, std::
     char c = state_char(entry);
     if (c == 'R' && region.origin != nullptr) c = 'r';
     state[i] = c;
-    const double h = server.loop().planner().view(region.ref(first + i)).heat;
+    const double h = server.loop().planner().heat(region.ref(first + i));
     heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(std::lround(h * 9.0)), 0, 9));
     if ((entry.flags & Residency::kPinned) != 0) pinned[i] = '1';
   }
-  return {{"region", region.slot}, {"page_bytes", kPageBytes}, {"page_count", region.page_count()},
-          {"first_page", first},   {"state", state},           {"heat", heat},
+  return {{"region", region.slot},
+          {"id", std::to_string(region.id)},
+          {"page_bytes", kPageBytes},
+          {"page_count", region.page_count()},
+          {"first_page", first},
+          {"state", state},
+          {"heat", heat},
           {"pinned", pinned}};
 }
 

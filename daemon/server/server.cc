@@ -448,6 +448,7 @@ void Server::on_fault(Session& session, std::span<const os::Fault> faults) {
   for (const os::Fault& fault : faults) {
     if (session.ending) return;
     if (View* view = session.view_at(fault.address); view != nullptr) {
+      ++session.fault_count;
       loop_.fault(*view, fault, now);
     } else {
       // Registered and not (or no longer) known: let it look again; unmapped ranges then fault for

@@ -49,6 +49,7 @@ struct Session {
   std::string tag;
   bool resuming = false;  // gives back the regions of an earlier daemon
   bool ending = false;
+  std::uint64_t fault_count = 0;  // since it connected
 
   UniqueFd socket;
   UniqueFd userfault;
