@@ -49,7 +49,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 examples=$root/examples
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvmem
 # What the build looks for, and what a virtual environment needs.
-packages=(g++ cmake ninja-build pkg-config liburing-dev libnuma-dev libxxhash-dev
+packages=(g++ cmake ninja-build pkg-config liburing-dev libnuma-dev libxxhash-dev libncurses-dev
   nlohmann-json3-dev libtomlplusplus-dev libcli11-dev libbpf-dev bpftool clang-14 libgtest-dev libgmock-dev
   python3 python3-venv)
 

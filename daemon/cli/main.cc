@@ -17,6 +17,7 @@
 
 #include "cli/client.h"
 #include "cli/exit_code.h"
+#include "cli/live.h"
 #include "cli/render.h"
 #include "cli/run.h"
 #include "config/config.h"
@@ -266,6 +267,12 @@ int main_with(std::vector<std::string> arguments) {
       app.add_subcommand("status", "daemon, tiers, engines, regions, counters");
   CLI::App* const sources =
       app.add_subcommand("sources", "where the daemon's knowledge comes from, and what is off");
+  LiveOptions live_options;
+  CLI::App* const top = app.add_subcommand(
+      "top", "live: tiers, engines, hottest regions, moves a second; with --json a line each time");
+  top->add_option("--interval", live_options.interval_s, "seconds between two looks")
+      ->check(CLI::Range(kIntervalMinS, kIntervalMaxS));
+  top->add_flag("--once", live_options.once, "the rates of one interval as text, no screen");
   CLI::App* const tiers = app.add_subcommand("tiers", "capacity and use of each tier");
   CLI::App* const regions = app.add_subcommand("regions", "every region and where its pages are");
 
@@ -374,6 +381,13 @@ int main_with(std::vector<std::string> arguments) {
   };
   if (status->parsed()) return ask_and_show(wire::ControlOp::kStatus, render_status);
   if (sources->parsed()) return ask_and_show(wire::ControlOp::kStatus, render_sources);
+  if (top->parsed()) {
+    live_options.socket = socket_path(globals.socket);
+    live_options.style = style_of(globals);
+    live_options.json = globals.json;
+    const LiveEnd end = run_live(live_options);
+    return end.exit_code == kExitOk ? kExitOk : fail(globals, end.exit_code, end.error);
+  }
   if (tiers->parsed()) return ask_and_show(wire::ControlOp::kTiers, render_tiers);
   if (regions->parsed()) return ask_and_show(wire::ControlOp::kRegions, render_regions);
   if (pages->parsed()) return ask_and_show(wire::ControlOp::kPages, render_pages);
