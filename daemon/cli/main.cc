@@ -17,6 +17,7 @@
 
 #include "cli/client.h"
 #include "cli/exit_code.h"
+#include "cli/heat.h"
 #include "cli/live.h"
 #include "cli/render.h"
 #include "cli/run.h"
@@ -271,7 +272,8 @@ int main_with(std::vector<std::string> arguments) {
   CLI::App* const top = app.add_subcommand(
       "top", "live: tiers, engines, hottest regions, moves a second; with --json a line each time");
   top->add_option("--interval", live_options.interval_s, "seconds between two looks")
-      ->check(CLI::Range(kIntervalMinS, kIntervalMaxS));
+      ->check(CLI::Range(kIntervalMinS, kIntervalMaxS))
+      ->capture_default_str();
   top->add_flag("--once", live_options.once, "the rates of one interval as text, no screen");
   CLI::App* const tiers = app.add_subcommand("tiers", "capacity and use of each tier");
   CLI::App* const regions = app.add_subcommand("regions", "every region and where its pages are");
@@ -281,6 +283,18 @@ int main_with(std::vector<std::string> arguments) {
       app.add_subcommand("pages", "map of a region: where each page is, and heat");
   pages->add_option("REGION", target_text, "a number from `regions`; also REGION:FIRST-LAST")
       ->required();
+  HeatOptions heat_options;
+  CLI::App* const heat =
+      app.add_subcommand("heat", "heat of a region's pages over time, in the terminal or drawn");
+  heat->add_option("REGION", target_text, "a number from `regions`; also REGION:FIRST-LAST")
+      ->required();
+  heat->add_option("--seconds", heat_options.seconds, "how long; an interrupt ends it as well")
+      ->check(CLI::Range(kIntervalMinS, kHeatSecondsMax))
+      ->capture_default_str();
+  heat->add_option("--interval", heat_options.interval_s, "seconds between two looks")
+      ->check(CLI::Range(kIntervalMinS, kIntervalMaxS))
+      ->capture_default_str();
+  heat->add_option("--svg", heat_options.svg, "draw it into this file at the end");
   CLI::App* const explain = app.add_subcommand(
       "explain", "why a page is where it is; `cache`: why blocks are read or computed");
   explain->add_option("REGION:PAGE", target_text, "or `cache`")->required();
@@ -391,6 +405,14 @@ int main_with(std::vector<std::string> arguments) {
   if (tiers->parsed()) return ask_and_show(wire::ControlOp::kTiers, render_tiers);
   if (regions->parsed()) return ask_and_show(wire::ControlOp::kRegions, render_regions);
   if (pages->parsed()) return ask_and_show(wire::ControlOp::kPages, render_pages);
+  if (heat->parsed()) {
+    heat_options.socket = socket_path(globals.socket);
+    heat_options.target = question.target;
+    heat_options.style = style_of(globals);
+    heat_options.json = globals.json;
+    const HeatEnd end = run_heat(heat_options);
+    return end.exit_code == kExitOk ? kExitOk : fail(globals, end.exit_code, end.error);
+  }
   if (explain->parsed()) {
     if (question.target.page_count != 1) {
       return fail(globals, kExitUsage, "explain takes one page: REGION:PAGE");

@@ -78,8 +78,27 @@ struct Cell {
   bool operator==(const Cell&) const = default;
 };
 
-// Cells in lines of `per_line`, each led by its first page's index. Colour changes are written only
-// where the colour changes.
+// Colour changes are written only where the colour changes.
+std::string painted(const Cell* begin, const Cell* end, const Style& style) {
+  std::string out;
+  const Cell* before = nullptr;
+  for (const Cell* cell = begin; cell != end; ++cell) {
+    const bool same = before != nullptr && before->underlined == cell->underlined &&
+                      std::string_view(before->sgr) == cell->sgr;
+    if (style.colour && !same) {
+      out += std::string("\033[0;") + (cell->underlined ? "4;" : "") + cell->sgr + "m";
+    }
+    before = cell;
+    out += cell->character;
+  }
+  return out + (style.colour ? "\033[0m" : "");
+}
+
+Cell heat_cell(char heat) {
+  return {heat == '0' ? '.' : heat, kHeatSgr[static_cast<std::size_t>(heat - '0')]};
+}
+
+// Cells in lines of `per_line`, each led by its first page's index.
 std::string grid(const std::vector<Cell>& cells, std::size_t per_line, std::uint64_t first_page,
                  std::uint64_t bucket_pages, const Style& style) {
   std::string out;
@@ -87,18 +106,8 @@ std::string grid(const std::vector<Cell>& cells, std::size_t per_line, std::uint
     std::string label = std::to_string(first_page + begin * bucket_pages);
     label.insert(0, label.size() < 9 ? 9 - label.size() : 0, ' ');
     out += paint(label.append(1, ' '), "90", style);
-    const Cell* painted = nullptr;
-    for (std::size_t i = begin; i < std::min(begin + per_line, cells.size()); ++i) {
-      const Cell& cell = cells[i];
-      const bool same = painted != nullptr && painted->underlined == cell.underlined &&
-                        std::string_view(painted->sgr) == cell.sgr;
-      if (style.colour && !same) {
-        out += std::string("\033[0;") + (cell.underlined ? "4;" : "") + cell.sgr + "m";
-      }
-      painted = &cell;
-      out += cell.character;
-    }
-    out += style.colour ? "\033[0m\n" : "\n";
+    const std::size_t end = std::min(begin + per_line, cells.size());
+    out += painted(cells.data() + begin, cells.data() + end, style) + "\n";
   }
   return out;
 }
@@ -201,6 +210,13 @@ std::string table(const std::vector<Column>& columns, const std::vector<Row>& ro
   return out;
 }
 
+std::string heat_line(std::string_view heat, const Style& style) {
+  std::vector<Cell> cells;
+  cells.reserve(heat.size());
+  for (const char h : heat) cells.push_back(heat_cell(std::clamp(h, '0', '9')));
+  return painted(cells.data(), cells.data() + cells.size(), style);
+}
+
 std::string page_map(const PageMap& map, const Style& style) {
   if (map.state.empty()) return "no pages\n";
   constexpr std::size_t kLabelColumns = 10;
@@ -221,8 +237,7 @@ std::string page_map(const PageMap& map, const Style& style) {
     states.push_back({glyph.state, glyph.sgr, pinned});
     if (seen.find(glyph.state) == std::string::npos) seen += glyph.state;
     if (at < map.heat.size()) {
-      const char heat = hottest(std::string_view(map.heat).substr(at, bucket_pages));
-      heats.push_back({heat == '0' ? '.' : heat, kHeatSgr[static_cast<std::size_t>(heat - '0')]});
+      heats.push_back(heat_cell(hottest(std::string_view(map.heat).substr(at, bucket_pages))));
     }
   }
 

@@ -41,6 +41,8 @@ struct PageMap {
   std::string pinned;
 };
 std::string page_map(const PageMap& map, const Style& style);
+// Heats, a digit each, as in the map.
+std::string heat_line(std::string_view heat, const Style& style);
 
 std::string render_status(const nlohmann::json& status, const Style& style);
 // From the status: where the daemon's knowledge comes from.

@@ -18,7 +18,11 @@ Signals::Signals(std::initializer_list<int> signals) {
   fd_ = UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
-Signals::~Signals() { ::pthread_sigmask(SIG_SETMASK, &original_, nullptr); }
+Signals::~Signals() {
+  while (take() != 0) {
+  }
+  ::pthread_sigmask(SIG_SETMASK, &original_, nullptr);
+}
 
 int Signals::take() {
   signalfd_siginfo info{};

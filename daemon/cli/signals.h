@@ -1,6 +1,7 @@
 // Signals that a command waits for with its other events, instead of being ended by them.
 //
-// While it lives they are blocked; as it goes they are as before.
+// While it lives they are blocked; as it goes they are as before, and what came meanwhile is
+// forgotten.
 #pragma once
 
 #include <signal.h>
