@@ -66,7 +66,8 @@ class Heat {
         break;
       }
       // What was due while the daemon was slow is not asked for later.
-      while (due_s <= seconds_since(begin)) due_s = ++look * options_.interval_s;
+      while (due_s <= seconds_since(begin))
+        due_s = static_cast<double>(++look) * options_.interval_s;
       while (signal_ == 0 && due_s < options_.seconds && seconds_since(begin) < due_s) {
         wait_readable({signals_.fd()}, due_s - seconds_since(begin));
         signal_ = signals_.take();

@@ -86,7 +86,8 @@ unsigned Screen::columns() const { return static_cast<unsigned>(std::max(0, ::ge
 unsigned Screen::rows() const { return static_cast<unsigned>(std::max(0, ::getmaxy(stdscr))); }
 
 void Screen::draw(const std::vector<Line>& lines) {
-  const bool utf8 = std::strcmp(::nl_langinfo(CODESET), "UTF-8") == 0;
+  const char* const charset = ::nl_langinfo(CODESET);  // NOLINT(concurrency-mt-unsafe): one thread
+  const bool utf8 = std::strcmp(charset, "UTF-8") == 0;
   ::werase(stdscr);
   for (std::size_t y = 0; y < lines.size() && y < rows(); ++y) {
     ::wmove(stdscr, static_cast<int>(y), 0);

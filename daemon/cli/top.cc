@@ -219,6 +219,7 @@ void add_engines(const Rates& rates, const TopView& view, std::vector<Line>* out
   });
   const std::size_t left_out = cut(&order);
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(order.size());
   for (const Rates::Engine* e : order) {
     rows.push_back({e->pid, human_bytes(e->size_bytes), human_bytes(e->resident_bytes),
                     percent(e->resident_bytes, e->size_bytes), rate_text(e->faults),
@@ -250,6 +251,7 @@ void add_regions(const Rates& rates, const TopView& view, std::vector<Line>* out
   });
   const std::size_t left_out = cut(&order);
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(order.size());
   for (const Rates::Region* r : order) {
     rows.push_back({r->region, r->pid, human_bytes(r->size_bytes), human_bytes(r->heat_bytes),
                     human_bytes(r->resident_bytes), percent(r->resident_bytes, r->size_bytes),

@@ -31,6 +31,7 @@ struct TopView {
   bool help = false;
 };
 
+// NOLINTNEXTLINE(bugprone-exception-escape): moving JSON only checks an invariant
 struct TopFacts {
   nlohmann::json before;   // null: there was one answer only
   nlohmann::json now;      // null: there was none yet

@@ -12,6 +12,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -467,6 +468,40 @@ class Terminal(Case):
                 text += part
         os.waitpid(pid, 0)
         self.assertIn(b"\033[1mkvmemd fake", text)
+
+    def test_top_asks_once_an_interval_and_waits_for_no_answer_to_leave(self):
+        for wish in ("", "silent"):
+            requests = self.tmp / f"requests{wish}"
+            socket = str(self.tmp / f"s{wish}")
+            daemon = subprocess.Popen([FAKE, "--socket", socket],
+                                      env=self.env | {"FAKE_KVMEMD": f"requests={requests} {wish}"})
+            self.addCleanup(daemon.wait)
+            self.addCleanup(daemon.kill)
+            self.assertTrue(wait_until(lambda: os.path.exists(socket)))
+            pid, master = pty.fork()
+            if pid == 0:
+                os.execve(CTL, [CTL, "--socket", socket, "top", "--interval", "0.5"], self.env | {"TERM": "vt100"})
+            self.assertTrue(wait_until(requests.exists))
+            began = time.monotonic()
+            while time.monotonic() < began + 2.2:  # keys and sizes are no reason to ask
+                os.write(master, b"s")
+                os.kill(pid, signal.SIGWINCH)
+                if select.select([master], [], [], 0.05)[0]:
+                    os.read(master, 4096)
+            asked = [float(line) for line in requests.read_text().split()]
+            if wish == "silent":
+                self.assertEqual(len(asked), 1)  # it is still waiting for that one
+            else:
+                self.assertGreater(len(asked), 1)
+                self.assertLessEqual(len(asked), 2 + (asked[-1] - asked[0]) / 0.5)
+            os.write(master, b"q")
+            left = time.monotonic()
+            with contextlib.suppress(OSError):
+                while os.read(master, 4096):
+                    pass
+            self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+            self.assertLess(time.monotonic() - left, 5)  # of the ten that an answer may take
+            os.close(master)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ FAKE_KVMEMD is a space-separated list of
   hang            never become ready
   die_after=S     exit with status 3, S seconds after it is ready
   stubborn        ignore SIGTERM
+  requests=FILE   append a line for each question
+  silent          take questions and answer none
 """
 import json
 import os
@@ -54,6 +56,7 @@ def main():
     text = json.dumps({"daemon": {"pid": os.getpid(), "version": "fake"}, "tiers": [],
                        "counters": {"demotions": 7}, "pages_asked": 4, "pages_moved": 4,
                        "pages_refused": int(wishes.get("refuse", 0))}).encode()
+    held = []
     while time.monotonic() < end:
         listener.settimeout(max(0.001, end - time.monotonic()))
         try:
@@ -62,6 +65,12 @@ def main():
             continue
         with connection:
             if len(connection.recv(4096)) != REQUEST_BYTES:
+                continue
+            if "requests" in wishes:
+                with open(wishes["requests"], "a") as f:
+                    f.write(f"{time.monotonic()}\n")
+            if "silent" in wishes:
+                held.append(connection.dup())
                 continue
             memory = os.memfd_create("json")
             os.write(memory, text)
