@@ -110,16 +110,6 @@ void serve_command() {
   }
 }
 
-// Tries once to get the daemon back; false: try again later.
-bool try_resume() {
-  const Status status = session().resume();
-  if (status.ok()) return agent.handlers.on_resumed() == 0;
-  if (status.code() == Code::kPeerGone || status.code() == Code::kErrno) return false;
-  agent.handlers.on_refused(status);
-  session().end();
-  return true;
-}
-
 [[noreturn]] void serve(int wake) {
   std::uint64_t backoff_ns = kBackoffMinNs;
   std::uint64_t retry_at_ns = 0;
@@ -236,6 +226,15 @@ int start() {
 }  // namespace
 
 Session& session() { return *std::launder(reinterpret_cast<Session*>(session_storage)); }
+
+bool try_resume() {
+  const Status status = session().resume();
+  if (status.ok()) return agent.handlers.on_resumed() == 0;
+  if (status.code() == Code::kPeerGone || status.code() == Code::kErrno) return false;
+  agent.handlers.on_refused(status);
+  session().end();
+  return true;
+}
 
 bool is_agent_running() { return agent.running; }
 

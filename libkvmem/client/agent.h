@@ -43,6 +43,9 @@ void set_agent_handlers(const AgentHandlers& handlers);
 
 // Agent thread only.
 Session& session();
+// Tries once to get a lost daemon back, which then gets the regions back. False: try again later.
+// True: the session is open, or refused for good and ended. REQUIRES: it is interrupted.
+bool try_resume();
 // While a fork copies the tables nothing may change them: the agent carries out calls only, and
 // leaves commands and a lost daemon for later.
 void set_calls_only(bool is_on);

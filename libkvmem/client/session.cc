@@ -129,7 +129,9 @@ int Session::request(wire::Request& request, const int* fds, unsigned fd_count, 
 void Session::interrupt() {
   request_.reset();
   agent_.reset();
-  if (state_ == State::kOpen) state_ = State::kInterrupted;
+  if (state_ != State::kOpen) return;
+  state_ = State::kInterrupted;
+  interrupted_ns_ = sys::now_ns();
 }
 
 void Session::end() {

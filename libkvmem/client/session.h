@@ -37,6 +37,8 @@ class Session {
   void forget(bool close_descriptors);
 
   State state() const { return state_; }
+  // When it was interrupted the last time, of CLOCK_MONOTONIC.
+  std::uint64_t interrupted_ns() const { return interrupted_ns_; }
   int userfault() const { return userfault_.get(); }
   int request_socket() const { return request_.get(); }
   int agent_socket() const { return agent_.get(); }
@@ -47,6 +49,7 @@ class Session {
 
   State state_ = State::kNone;
   std::uint64_t id_ = 0;
+  std::uint64_t interrupted_ns_ = 0;
   UniqueFd lease_;  // an open file whose lock tells that the session lives
   UniqueFd userfault_;
   UniqueFd request_;

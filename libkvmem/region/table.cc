@@ -296,11 +296,35 @@ int open_session(bool says_why_not) {
   return -ENOTCONN;
 }
 
+bool needs_session();
+
+// A daemon that dies is started again at once: whoever needs it is better off waiting for that than
+// without it. Only this long after it went, so that one that stays away costs little.
+bool wait_for_daemon() {
+  constexpr std::uint64_t kPatienceNs = 2'000'000'000;
+  constexpr std::uint64_t kTryEveryNs = 20'000'000;
+  const std::uint64_t until = session().interrupted_ns() + kPatienceNs;
+  for (;;) {
+    if (session().state() == Session::State::kInterrupted) {
+      if (needs_session()) {
+        (void)try_resume();
+      } else {
+        session().end();
+      }
+    }
+    if (session().state() == Session::State::kNone) (void)session().open().ok();
+    if (session().state() == Session::State::kOpen) return true;
+    if (sys::now_ns() >= until) return false;
+    sys::sleep_ns(kTryEveryNs);
+  }
+}
+
 int ensure_session() {
   switch (session().state()) {
     case Session::State::kOpen:
       return 0;
     case Session::State::kInterrupted:
+      if (wait_for_daemon()) return 0;
       notice("passing through: kvmemd is away; regions it already serves wait for it");
       return -ENOTCONN;
     case Session::State::kNone:
@@ -309,7 +333,8 @@ int ensure_session() {
   return open_session(true);
 }
 
-int create(Op& op) {
+// -EPIPE: the daemon went away meanwhile, and nothing is left of it.
+int try_create(Op& op) {
   if (const int error = ensure_session(); error != 0) return error;
   const std::uint64_t pages = pages_for(op.size_bytes);
   if (const int error = arena::create(); error != 0) {
@@ -353,10 +378,10 @@ int create(Op& op) {
   int error = session().request(request, &r->file, r->file >= 0 ? 1 : 0, &reply, &received);
   if (error != 0) {
     reply.message[sizeof reply.message - 1] = 0;
-    notice("passing through ", decimal(static_cast<long long>(op.size_bytes >> 20)).text, " MiB: ",
-           error == -EPIPE         ? "kvmemd went away"
-           : reply.message[0] != 0 ? reply.message
-                                   : "kvmemd refused");
+    if (error != -EPIPE) {
+      notice("passing through ", decimal(static_cast<long long>(op.size_bytes >> 20)).text,
+             " MiB: ", reply.message[0] != 0 ? reply.message : "kvmemd refused");
+    }
     close_fd(r->file);
     free_region(*r);
     return error;
@@ -370,7 +395,9 @@ int create(Op& op) {
     if (error != 0) arena::reserve(address, bytes(pages));
   }
   if (error != 0) {
-    notice("passing through: a region could not be mapped: errno ", decimal(-error).text);
+    if (error != -EPIPE) {
+      notice("passing through: a region could not be mapped: errno ", decimal(-error).text);
+    }
     detach(*r);
     free_region(*r);
     return error;
@@ -384,6 +411,18 @@ int create(Op& op) {
   arena::set_tags(address, pages, tag);
   op.address = address;
   return 0;
+}
+
+int create(Op& op) {
+  constexpr int kTriesMax = 5;
+  int error = try_create(op);
+  for (int tries = 1; error == -EPIPE && tries < kTriesMax && wait_for_daemon(); ++tries) {
+    error = try_create(op);
+  }
+  if (error != -EPIPE) return error;
+  notice("passing through ", decimal(static_cast<long long>(op.size_bytes >> 20)).text,
+         " MiB: kvmemd went away");
+  return -ENOTCONN;
 }
 
 // --- pages at addresses of others ---

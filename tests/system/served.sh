@@ -37,6 +37,9 @@ KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" --sto
   --library "$build/lib/libkvmem.so" -- "$@" >"$work/out" 2>"$work/err" &
 runner=$!
 
+# (A daemon that dies before it has ever served is not started again.)
+tries=0
+until [ "$restarts" = 0 ] || grep -q '^kvmem: private daemon' "$work/err" || [ $((++tries)) -gt 500 ]; do sleep 0.02; done
 killed=0 last=
 while [ "$killed" -lt "$restarts" ] && kill -0 $runner 2>/dev/null; do
   sleep "0.$((RANDOM % 9))$((RANDOM % 9))"

@@ -64,12 +64,14 @@ int main(int argc, char** argv) {
     if (i % 2 == 0) {
       unsigned char* p = malloc(size);
       REQUIRE(p != NULL, "malloc");
+      require_managed(p);
       p[0] = p[size / 2] = p[size - 1] = 1;
       free(p);
     } else {
       unsigned char* p =
           mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       REQUIRE(p != MAP_FAILED && p[size / 3] == 0, "mmap");
+      require_managed(p);
       p[size / 3] = 1;
       REQUIRE(munmap(p, size) == 0, "munmap");
     }
