@@ -49,7 +49,8 @@ std::string human_count(std::uint64_t count) {
 std::string human_seconds(double seconds) {
   if (seconds < 0.9995) return format("%.0f ms", seconds * 1000);
   if (seconds < 59.95) return format("%.1f s", seconds);
-  const auto minutes = static_cast<std::uint64_t>(seconds / 60);
+  constexpr double kMost = 1e15;  // a time from elsewhere may be any number
+  const auto minutes = static_cast<std::uint64_t>(std::min(seconds, kMost) / 60);
   if (minutes < 60) {
     return std::to_string(minutes) + " min " +
            format("%.0f s", seconds - 60 * static_cast<double>(minutes));

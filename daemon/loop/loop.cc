@@ -310,7 +310,10 @@ Status Loop::make_memory(Region& region, std::uint32_t page_count) {
     // While we hold some, one of them can be had for a page. Else only a try tells: overcommit may
     // be allowed and memory too fragmented.
     if (dram_.used_pages() > 0 && !huge_pages_gone()) return {};
-    const bool is_had = region.memory.populate(0, kPageBytes).ok();
+    const std::uint64_t now = os::now_ns();
+    const bool tries = !huge_pages_gone() || now - huge_tried_ns_ > kRecoverNs;
+    if (tries) huge_tried_ns_ = now;
+    const bool is_had = tries && region.memory.populate(0, kPageBytes).ok();
     (void)region.memory.punch(0, kPageBytes);
     if (is_had) migrator_->note_huge_page(true);
     if (is_had == huge_refused_) {
@@ -399,16 +402,19 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
                                           std::move(memory),
                                           static_cast<std::size_t>(spec.page_count) << kPageShift,
                                           region->table.kind(), owner));
+  if (aside && region->memory.kind() != os::MemoryKind::kHugeTlb)
+    return Status(Code::kInvalid, "a second memory of a region that has ordinary memory");
   if (aside) {
     KV_ASSIGN_OR_RETURN(region->aside,
                         os::SharedMemory::adopt(std::move(aside), region->memory.size_bytes(),
                                                 os::ordinary_memory(), owner));
-    migrator_->expect_no_huge_pages();
   }
-  for (std::uint32_t page = 0; page < spec.page_count && !region->has_aside(); ++page) {
-    if ((region->table.read(page).flags & Residency::kAside) != 0)
-      return Status(Code::kInvalid, "a region without the memory that pages of it lie in");
-  }
+  bool has_moved = false;
+  for (std::uint32_t page = 0; page < spec.page_count && !has_moved; ++page)
+    has_moved = (region->table.read(page).flags & Residency::kAside) != 0;
+  if (has_moved && !region->has_aside())
+    return Status(Code::kInvalid, "a region without the memory that pages of it lie in");
+  if (has_moved) migrator_->expect_no_huge_pages();
   Region& r = *region;
   KV_TRY(install(std::move(region)).status());
   // A run of pages that hold nothing is emptied at once: what they hold was never mapped.

@@ -191,7 +191,8 @@ class Loop final : public migrate::Observer {
   std::uint64_t last_shortage_log_ns_ = 0;
   std::uint64_t last_pressure_log_ns_ = 0;
   std::uint64_t last_wait_log_ns_ = 0;
-  bool huge_refused_ = false;  // by the kernel, for the last region made
+  std::uint64_t huge_tried_ns_ = 0;  // for a region
+  bool huge_refused_ = false;        // by the kernel, for the last region made
   os::Timer tick_;
   os::Timer retry_;  // while a fault waits; the tick may be a second away
 };

@@ -80,7 +80,7 @@ constexpr std::uint64_t kHugeRetryNs = 1'000'000'000;
 constexpr std::uint64_t kAskAgainNs = 100'000'000;  // a command may be lost
 constexpr std::uint64_t kAskSoonNs = 10'000'000;    // after an answer "later"
 constexpr std::uint64_t kAskForgetNs = 10'000'000'000;
-constexpr std::uint32_t kAsidesMax = 8;  // an engine that stops in between keeps one move busy
+constexpr std::uint32_t kAsidesMax = 8;  // being filled at once
 
 // No view and no child: nobody will see its pages again. Closing alone still serves children.
 bool is_dead(const Region& region) { return region.closing && region.children.empty(); }
@@ -173,8 +173,9 @@ void Migrator::read_ended(const Move& move) {
 // The page is where it will stay. Gives back the move, then does what waited for it.
 void Migrator::end(Move& move) {
   read_ended(move);
+  const bool is_filling = move.kind == Kind::kFill && move.stage != Move::Stage::kAside;
   if (move.aside) {
-    --asides_;
+    if (is_filling) --asides_;
     finish(std::exchange(move.request, nullptr));
   }
   Region& region = *move.region;
@@ -183,7 +184,8 @@ void Migrator::end(Move& move) {
   std::vector<std::shared_ptr<Countdown>> countdowns = std::move(move.countdowns);
   move.waiters.clear();
   move.countdowns.clear();
-  --(move.kind == Kind::kFill ? fills_ : demotes_);
+  if (is_filling) --fills_;
+  if (move.kind != Kind::kFill) --demotes_;
   const bool discards[] = {std::exchange(move.discard, false),
                            std::exchange(move.discard_from, false)};
   busy_pages_[move.index * 2U] = busy_pages_[move.index * 2U + 1] = kIdle;
@@ -367,7 +369,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     if (demand != nullptr) poison(*demand->view, page);
     return true;
   }
-  // (Aside: it was asked when there was a frame, or none could be made. Its engine waits.)
+  // (Aside: there is one, or there was none to be made when it was asked for.)
   if (node_.free_pages() == 0 && aside == nullptr) {
     if (over_budget_ == 0 || ahead) return false;
   }
@@ -612,11 +614,15 @@ void Migrator::filled(Move& move) {
                                           [](const Waiting& w) { return w.write; });
   const bool stored = entry.source == PageState::kStored;
   const bool keeps_copy = stored && !demanded_write && write_protect_on_map_;
-  if (is_dead(region) || detached_) {
+  // (Nobody would say that a page of a closing region is mapped, children or not.)
+  if (is_dead(region) || detached_ || (move.aside && region.closing)) {
     fill_failed(move, Status(Code::kCancelled, "region closed"));
     return;
   }
   if (move.aside) {
+    // An engine may stop before it has mapped the page: from here it holds up nobody else's.
+    --asides_;
+    --fills_;
     // The record stays until the engine has mapped the page; a daemon that takes over before that
     // does not find the record named by any page, and releases it.
     move.before = entry;
@@ -996,7 +1002,7 @@ void Migrator::ask_aside(Region& region, std::uint32_t page, const Waiting* dema
   std::erase_if(region.asks, [&](const Region::Ask& ask) {
     return ask.page == page || now > ask.again_ns + kAskForgetNs;
   });
-  region.asks.push_back({page, now + kAskAgainNs});
+  region.asks.push_back({page, now + kAskAgainNs, node_.free_pages() == 0});
   observer_.needs_aside(*view, page);
 }
 
@@ -1026,21 +1032,25 @@ void Migrator::expect_no_huge_pages() {
 void Migrator::move_aside(Region& region, std::uint32_t page,
                           std::shared_ptr<AsideRequest> request) {
   KV_CHECK(region.has_aside() && region.origin == nullptr);
-  // Only what was asked for: it may take a frame beyond the budget.
-  const bool was_asked =
-      std::erase_if(region.asks, [&](const Region::Ask& ask) { return ask.page == page; }) > 0;
+  // Only what was asked for.
+  const auto asked = std::find_if(region.asks.begin(), region.asks.end(),
+                                  [&](const Region::Ask& ask) { return ask.page == page; });
+  const bool was_asked = asked != region.asks.end();
+  const bool has_frame = node_.free_pages() > 0 || (was_asked && asked->over_budget);
+  if (was_asked) region.asks.erase(asked);
   const Residency entry = region.table.read(page);
   request->remaining = 1;
   request->status = Status(Code::kBusy, "the page is moving, or is in memory");
   const bool is_absent = entry.state == PageState::kFresh || entry.state == PageState::kStored;
-  const bool may = was_asked && !region.closing && !detached_ && asides_ < kAsidesMax &&
-                   aside_of(entry) == 0 && is_absent && move_of(region, page) == nullptr &&
+  const bool may = was_asked && has_frame && !region.closing && !detached_ &&
+                   asides_ < kAsidesMax && aside_of(entry) == 0 && is_absent &&
+                   move_of(region, page) == nullptr &&
                    settle_children(region, page, Waiting{nullptr, page, false, 0});
   if (!may || !start_fill(region, page, nullptr, false, &request)) finish(std::move(request));
   // Not started, and not to be: the page is lost.
   if (request != nullptr) finish(std::move(request));
   if (was_asked && move_of(region, page) == nullptr)
-    region.asks.push_back({page, os::now_ns() + kAskSoonNs});
+    region.asks.push_back({page, os::now_ns() + kAskSoonNs, false});
 }
 
 // The engine has the page mapped there; or nobody will ever know.
@@ -1065,14 +1075,15 @@ Status Migrator::moved_aside(Region& region, std::uint32_t page, bool is_mapped)
     return {};
   }
   // Nobody has seen its bytes there: where they came from they still are.
-  (void)move->memory->punch(move->offset(), kPageBytes);
-  node_.give_back();
   region.table.publish(page, {move->before.source, PageState::kFresh, move->before.flags,
                               move->before.generation, move->before.slot});
+  (void)move->memory->punch(move->offset(), kPageBytes);
+  node_.give_back();
   observer_.fill_failed(region.ref(page));
   for (const Waiting& w : move->waiters) wait(w);
   move->waiters.clear();
-  region.asks.push_back({page, os::now_ns() + kHugeRetryNs});  // before that nothing will differ
+  region.asks.push_back(
+      {page, os::now_ns() + kHugeRetryNs, false});  // before that nothing will differ
   end(*move);
   return {};
 }

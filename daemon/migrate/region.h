@@ -67,6 +67,7 @@ struct Region {
   struct Ask {
     std::uint32_t page = 0;
     std::uint64_t again_ns = 0;
+    bool over_budget = false;  // there was no frame, and none could be made
   };
   std::vector<Ask> asks;
 

@@ -844,16 +844,21 @@ bool Server::region_aside(Session& session, const Request& request, Reply& answe
   } else if (!region.has_aside() || request.page_count != 1) {
     answer = refuse(EINVAL, "one page, after its memory");
   } else if ((request.flags & Request::kDone) != 0) {
+    session.moves_aside = false;
     const Status moved =
         loop_.migrator().moved_aside(region, page, (request.flags & Request::kFailed) == 0);
     if (!moved.ok()) answer = refuse_status(moved);
+  } else if (session.moves_aside) {
+    answer = refuse(EALREADY, "one page at a time");
   } else {
+    session.moves_aside = true;
     auto aside = std::make_shared<migrate::AsideRequest>();
     aside->done = [this, id = session.id, done = aside.get()] {
       const auto asker = std::find_if(sessions_.begin(), sessions_.end(), [&](const auto& s) {
         return s.second->id == id && !s.second->ending;
       });
       if (asker == sessions_.end()) return;
+      if (!done->status.ok()) asker->second->moves_aside = false;
       const bool is_later = done->status.code() == Code::kBusy;
       reply(*asker->second, done->status.ok() ? Reply{}
                             : is_later        ? refuse(EAGAIN, done->status.what())

@@ -70,6 +70,7 @@ struct Session {
   std::map<std::uint64_t, GpuRegion> gpu_regions;  // by address
   std::uint64_t asked_ns = 0;                      // to give back memory of a GPU, the last time
   std::uint64_t fork_token = 0;                    // between ForkBegin and ForkEnd
+  bool moves_aside = false;                        // between RegionAside and its kDone
   wire::AgentCommand samples;                      // runs gathered for the agent
   wire::AgentCommand asides;                       // likewise
   // Where the connection is one to a block cache, and then no session (its id stays 0).

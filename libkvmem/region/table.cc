@@ -1181,14 +1181,15 @@ int fetch_aside(Region& r) {
 // Maps the page, whose bytes lie aside, at one of its addresses, if that is still the region's.
 // Other threads may touch it at any time: the mapping takes the old one's place at once, and until
 // it is registered nothing of it is absent. `is_first`: it lies nowhere there yet, and what fails
-// is left as it was. 0 or -errno.
-int map_aside(Region& r, std::uint64_t at, std::uint64_t page, bool is_first) {
+// is left as it was; false once it lies there. 0 or -errno.
+int map_aside(Region& r, std::uint64_t at, std::uint64_t page, bool& is_first) {
   const PageTag tag = arena::tag(r.begin + bytes(at));
   if (tag.kind != PageKind::kManaged || tag.region != index_of(r)) return 0;
   const std::uint64_t address = r.begin + bytes(at);
   long error = sys::mmap(address, kPageBytes, tag.prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
                          r.aside, bytes(r.first_page + page));
   if (sys::is_error(error) && is_first) return static_cast<int>(error);
+  is_first = false;
   if (!sys::is_error(error)) error = sys::madvise(address, kPageBytes, MADV_DONTFORK);
   if (error == 0) error = userfault_register(session().userfault(), address, kPageBytes, true);
   if (error != 0) {
@@ -1203,18 +1204,14 @@ int map_aside(Region& r, std::uint64_t at, std::uint64_t page, bool is_first) {
 // Wherever the page lies. 0, or -errno: nowhere.
 int map_aside_everywhere(Region& r, std::uint64_t page) {
   bool is_first = true;
-  const auto map_at = [&](std::uint64_t at) {
-    const int error = map_aside(r, at, page, is_first);
-    is_first = false;
-    return error;
-  };
   if (target_of(r, page) == page) {
-    if (const int error = map_at(page); error != 0) return error;
+    if (const int error = map_aside(r, page, page, is_first); error != 0) return error;
   }
   for (std::uint32_t i = 0; i < r.alias_count; ++i) {
     const Region::Alias& a = r.aliases[i];
     if (page - a.target >= a.page_count) continue;
-    if (const int error = map_at(a.page + (page - a.target)); error != 0) return error;
+    const std::uint64_t at = a.page + (page - a.target);
+    if (const int error = map_aside(r, at, page, is_first); error != 0) return error;
   }
   return 0;
 }
