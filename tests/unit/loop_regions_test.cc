@@ -576,6 +576,22 @@ TEST_F(LoopWithoutHugePages, AnEngineThatDiesBeforeItHasMappedAPageGivesItsFrame
                           [](Region* r) { return r == nullptr; }));
 }
 
+TEST_F(LoopWithoutHugePages, EnginesThatStopBeforeTheyHaveMappedAPageHoldUpNoOther) {
+  engine_kind_ = Engine::kStopsWhenAnswered;
+  Region* region = region_of_huge_pages();
+  ASSERT_NE(region, nullptr);
+  View* view = engine_->map(*region);
+  constexpr std::uint32_t kMany = 14;  // more than are filled aside at once
+  for (std::uint32_t page = 0; page < kMany; ++page) {
+    loop_->fault(*view, {.address = view->address_of(page), .write = true}, os::now_ns());
+  }
+  for (int turn = 0; turn < 20 && aside_pages(*region) < kMany; ++turn) idle(300);
+  EXPECT_EQ(aside_pages(*region), kMany);
+  engine_->unmap(*view);
+  idle(20);
+  EXPECT_EQ(loop_->dram().used_pages(), 0U);
+}
+
 TEST_F(LoopWithoutHugePages, NewRegionsAreOrdinaryMemory) {
   Region* region = anonymous();
   ASSERT_NE(region, nullptr);
