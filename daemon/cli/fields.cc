@@ -1,5 +1,7 @@
 #include "cli/fields.h"
 
+#include <algorithm>
+
 #include "cli/text.h"
 
 namespace kvmem::cli::fields {
@@ -10,8 +12,11 @@ std::uint64_t number(const json& object, const char* key) {
   if (!object.is_object()) return 0;
   const auto it = object.find(key);
   if (it == object.end() || !it->is_number()) return 0;
-  if (it->is_number_float())
-    return it->get<double>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<double>());
+  if (it->is_number_float()) {  // which may be any number, and not one
+    constexpr double kMost = 1e18;
+    const double value = it->get<double>();
+    return value > 0 ? static_cast<std::uint64_t>(std::min(value, kMost)) : 0;
+  }
   if (it->is_number_unsigned()) return it->get<std::uint64_t>();
   return it->get<std::int64_t>() < 0 ? 0 : static_cast<std::uint64_t>(it->get<std::int64_t>());
 }

@@ -350,7 +350,7 @@ TEST_F(ServerProtocol, NoMoreOfARegionIsWrittenThanItWasSaid) {
   auto engine = open_session(userfault_.get());
   Request request;
   request.op = Op::kRegionCreate;
-  request.size_bytes = std::uint64_t{1} << 40;  // beyond any quota
+  request.size_bytes = std::uint64_t{1} << 37;  // beyond any quota
   EXPECT_EQ(engine->client.ask(request).reply.error, -EDQUOT);
   request.host_bytes = 4 * kPageBytes;
   Answer created = engine->client.ask(request);
