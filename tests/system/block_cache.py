@@ -10,6 +10,7 @@ usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses 
 
 import ctypes
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -25,29 +26,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import waiting
+
 BUILD = Path(sys.argv[1]).resolve()
 os.environ["KVMEM_LIBRARY"] = str(BUILD / "lib/libkvmem.so")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "libkvmem/python"))
 import kvmem  # pylint: disable=wrong-import-position
 
 WAIT_S = 60.0  # for anything at all
+until = functools.partial(waiting.until, seconds=WAIT_S, every_s=0.005)
 MIB = 1 << 20
 BLOCK = 2 * MIB
 REQUEST_BYTES, REPLY_BYTES = 256, 224  # wire::Request, wire::Reply
 VERSION = 1
 CACHE_OPEN, CACHE_CONTAINS, CACHE_BEGIN, CACHE_END, CACHE_PUT, CACHE_WAIT, CACHE_COMPUTED = range(15, 22)
 MAY_COMPUTE = 16  # wire::Request's flag
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while True:
-        got = condition()
-        if got:
-            return got
-        if time.monotonic() > end:
-            sys.exit(f"block_cache: gave up waiting until {what}")
-        time.sleep(0.005)
 
 
 def bytes_of(model, name):

@@ -7,6 +7,7 @@ all along.
 usage: device_tenants.py BUILD_DIR SCENARIO [ROUNDS]   parks | shares | dies
 """
 
+import functools
 import json
 import os
 import random
@@ -17,21 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import waiting
+
 BUILD = Path(sys.argv[1]).resolve()
 WAIT_S = 60.0  # for anything at all
+until = functools.partial(waiting.until, seconds=WAIT_S, every_s=0.005)
 MIB = 1 << 20
 BUDGET = 128 * MIB
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while True:
-        got = condition()
-        if got:
-            return got
-        if time.monotonic() > end:
-            sys.exit(f"device_tenants: gave up waiting until {what}")
-        time.sleep(0.005)
 
 
 class Daemon:

@@ -5,6 +5,7 @@ sessions all come back, counted after each.
 usage: engine_killed.py BUILD_DIR N PROGRAM ARGS...
 """
 
+import functools
 import json
 import os
 import random
@@ -15,18 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import waiting
+
 WAIT_S = 20.0  # for anything at all; far more than it takes
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while True:
-        got = condition()
-        if got:
-            return got
-        if time.monotonic() > end:
-            sys.exit(f"engine_killed: gave up waiting until {what}")
-        time.sleep(0.002)
+until = functools.partial(waiting.until, seconds=WAIT_S, every_s=0.002)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ The store and other files lie in FOLDER, else in BUILD_DIR.
 Exits 77 where BPF is not to be had, which is where the daemon says so for root.
 """
 
+import functools
 import json
 import mmap
 import os
@@ -20,23 +21,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import waiting
+
 BUILD = Path(sys.argv[1]).resolve()
 DRIVER = BUILD / "lib/softgpu/libcuda.so.1"
 WAIT_S = 60.0  # for anything at all
+until = functools.partial(waiting.until, seconds=WAIT_S, every_s=0.02)
 MIB = 1 << 20
 NOBODY = 65534
 CAPABILITIES = "+bpf,+perfmon"
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while True:
-        got = condition()
-        if got:
-            return got
-        if time.monotonic() > end:
-            sys.exit(f"probes: gave up waiting until {what}")
-        time.sleep(0.02)
 
 
 class Daemon:

@@ -8,6 +8,7 @@ Exits 77 where this user may not have kernel-mode userfaults.
 """
 
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -23,22 +24,14 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import waiting
+
 BUILD = Path(sys.argv[1]).resolve()
 CTL = BUILD / "bin/kvmemctl"
 WAIT_S = 40.0  # for anything at all
+until = functools.partial(waiting.until, seconds=WAIT_S, every_s=0.02)
 MIB = 256
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while True:
-        got = condition()
-        if got:
-            return got
-        if time.monotonic() > end:
-            sys.exit(f"views: gave up waiting until {what}")
-        time.sleep(0.02)
 
 
 CHILDREN = []  # none outlives the test, which then could not end where its output is piped
