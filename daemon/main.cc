@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -187,10 +186,7 @@ std::string parent_of(const std::string& path) {
 }
 
 int fail(const char* doing, const Status& status) {
-  const bool has_errno = status.code() == Code::kErrno;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): this thread alone asks
-  const char* const error = has_errno ? std::strerror(status.detail()) : "";
-  os::log(os::Severity::kError, "%s: %s%s%s", doing, status.what(), has_errno ? ": " : "", error);
+  os::log(os::Severity::kError, "%s: %s", doing, os::reason_of(status).c_str());
   return 1;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace kvmem::os {
 namespace {
@@ -37,6 +38,15 @@ void log(Severity severity, const char* format, ...) {
   if (length > sizeof line - 1) length = sizeof line - 1;
   line[length] = '\n';
   (void)!::write(STDERR_FILENO, line, length + 1);
+}
+
+std::string reason_of(const Status& status) {
+  std::string reason = status.what();
+  if (status.code() == Code::kErrno) {
+    reason += ": ";
+    reason += std::strerror(status.detail());  // NOLINT(concurrency-mt-unsafe): the loop's thread
+  }
+  return reason;
 }
 
 }  // namespace kvmem::os

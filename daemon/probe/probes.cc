@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "os/disk.h"
+#include "os/log.h"
 
 namespace kvmem::probe {
 namespace {
@@ -24,15 +24,6 @@ int say_nothing(libbpf_print_level /*level*/, const char* /*format*/, va_list /*
   return 0;
 }
 
-std::string reason_of(const Status& status) {
-  std::string reason = status.what();
-  if (status.code() == Code::kErrno) {
-    reason += ": ";
-    reason += std::strerror(status.detail());  // NOLINT(concurrency-mt-unsafe): the loop's thread
-  }
-  return reason;
-}
-
 }  // namespace
 
 template <class T>
@@ -40,7 +31,7 @@ void Probes::Slot<T>::set(Result<std::unique_ptr<T>> made) {
   if (made.ok()) {
     probe = *std::move(made);
   } else {
-    why_off = reason_of(made.status());
+    why_off = os::reason_of(made.status());
   }
 }
 
@@ -58,7 +49,7 @@ std::unique_ptr<Probes> Probes::start(const ProbeOptions& options) {
   if (options.store_path.empty()) {
     probes->disk_.why_off = "there is no page store: set nvme.path";
   } else if (auto disk = os::disk_of(options.store_path); !disk.ok()) {
-    probes->disk_.why_off = reason_of(disk.status());
+    probes->disk_.why_off = os::reason_of(disk.status());
   } else {
     probes->disk_.set(DiskProbe::create(*disk, os::paths_of(*disk)));
   }
