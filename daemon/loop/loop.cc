@@ -314,7 +314,7 @@ Status Loop::make_memory(Region& region, std::uint32_t page_count) {
     const bool tries = !huge_pages_gone() || now - huge_tried_ns_ > kRecoverNs;
     if (tries) huge_tried_ns_ = now;
     const bool is_had = tries && region.memory.populate(0, kPageBytes).ok();
-    (void)region.memory.punch(0, kPageBytes);
+    if (tries) (void)region.memory.punch(0, kPageBytes);
     if (is_had) migrator_->note_huge_page(true);
     if (is_had == huge_refused_) {
       huge_refused_ = !is_had;

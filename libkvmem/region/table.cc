@@ -1201,19 +1201,24 @@ int map_aside(Region& r, std::uint64_t at, std::uint64_t page, bool& is_first) {
   return 0;
 }
 
-// Wherever the page lies. 0, or -errno: nowhere.
-int map_aside_everywhere(Region& r, std::uint64_t page) {
-  bool is_first = true;
+// Calls back with every page at whose address `page` lies, until one answers other than 0.
+template <class F>
+int for_places_of(const Region& r, std::uint64_t page, F call) {
   if (target_of(r, page) == page) {
-    if (const int error = map_aside(r, page, page, is_first); error != 0) return error;
+    if (const int result = call(page); result != 0) return result;
   }
   for (std::uint32_t i = 0; i < r.alias_count; ++i) {
     const Region::Alias& a = r.aliases[i];
     if (page - a.target >= a.page_count) continue;
-    const std::uint64_t at = a.page + (page - a.target);
-    if (const int error = map_aside(r, at, page, is_first); error != 0) return error;
+    if (const int result = call(a.page + (page - a.target)); result != 0) return result;
   }
   return 0;
+}
+
+// Wherever the page lies. 0, or -errno: nowhere.
+int map_aside_everywhere(Region& r, std::uint64_t page) {
+  bool is_first = true;
+  return for_places_of(r, page, [&](std::uint64_t at) { return map_aside(r, at, page, is_first); });
 }
 
 // The daemon has no huge page for a page that is absent. 0, or -errno: it waits on.
@@ -1239,14 +1244,10 @@ int move_page_aside(Region& r, std::uint64_t page) {
   const int told = session().request(request, nullptr, 0, &reply, nullptr);
   if (error != 0 && told != 0 && memfd_of(r, page) == r.aside) {
     // The table says otherwise than what is mapped, and nobody is there to take it back.
-    const std::uint64_t address = r.begin + bytes(page);
-    if (target_of(r, page) == page) arena::reserve(address, kPageBytes);
-    for (std::uint32_t i = 0; i < r.alias_count; ++i) {
-      const Region::Alias& a = r.aliases[i];
-      if (page - a.target < a.page_count) {
-        arena::reserve(r.begin + bytes(a.page + (page - a.target)), kPageBytes);
-      }
-    }
+    for_places_of(r, page, [&](std::uint64_t at) {
+      arena::reserve(r.begin + bytes(at), kPageBytes);
+      return 0;
+    });
     alarm("a page could not be mapped: errno ", decimal(-error).text, "; access raises SIGSEGV");
   }
   return error;
