@@ -20,6 +20,7 @@
 #include "os/clock.h"
 #include "os/log.h"
 #include "os/memory.h"
+#include "os/numa.h"
 #include "os/priority.h"
 #include "os/rights.h"
 #include "os/service.h"
@@ -37,9 +38,9 @@ constexpr std::uint64_t kHousekeepNs = 1'000'000'000;
 
 constexpr char kUsage[] =
     "usage: kvmemd [--config FILE] [--socket PATH] [--runtime-dir DIR] [--dram SIZE]\n"
-    "              [--store PATH] [--store-size SIZE] [--ready-fd N] [--foreground]\n"
+    "              [--cxl SIZE] [--store PATH] [--store-size SIZE] [--ready-fd N] [--foreground]\n"
     "\n"
-    "The daemon of kvmem: moves engines' memory between DRAM, NVMe and model files.\n"
+    "The daemon of kvmem: moves engines' memory between DRAM, CXL memory, NVMe and model files.\n"
     "Without --config, /etc/kvmem/kvmemd.toml is read if it is there.\n"
     "kvmemctl config check FILE tells what is wrong with a file; SIGHUP reads it again.\n";
 
@@ -72,6 +73,8 @@ int parse(int argc, char** argv, Options& options) {
       options.overrides.runtime_dir = value;
     } else if (name == "--dram") {
       options.overrides.dram = value;
+    } else if (name == "--cxl") {
+      options.overrides.cxl = value;
     } else if (name == "--store") {
       options.overrides.store = value;
     } else if (name == "--store-size") {
@@ -93,7 +96,7 @@ int parse(int argc, char** argv, Options& options) {
 
 os::MemoryKind choose_memory(const config::Config& config, std::string& warning) {
   using config::HugePages;
-  const std::uint64_t wanted = config.dram.budget_pages();
+  const std::uint64_t wanted = config.dram.budget_pages() + config.cxl.budget_pages();
   if (config.dram.huge_pages != HugePages::kOff) {
     const std::uint64_t available = os::huge_tlb_pages_available();
     if (available >= wanted || config.dram.huge_pages == HugePages::kRequire)
@@ -110,6 +113,28 @@ os::MemoryKind choose_memory(const config::Config& config, std::string& warning)
     warning = text;
   }
   return os::ordinary_memory();
+}
+
+// Bytes a second between DRAM and CXL memory.
+std::uint64_t place_limit(const config::Config& config) {
+  return os::may_move_shared_pages() ? config.cxl.migrate_limit_bytes : 0;
+}
+
+// What keeps the CXL tier from working as it should, and what to do about it.
+std::vector<std::string> cxl_warnings(const config::Config& config) {
+  std::vector<std::string> warnings;
+  if (config.cxl.budget_bytes == 0) return warnings;
+  if (!os::may_move_shared_pages()) {
+    warnings.emplace_back(
+        "CXL memory: without CAP_SYS_NICE pages stay where they first came; run kvmemd as root or "
+        "by the systemd unit");
+  }
+  if (os::is_numa_balancing()) {
+    warnings.emplace_back(
+        "CXL memory: kernel.numa_balancing is on, and moves pages between nodes against kvmemd: "
+        "sysctl kernel.numa_balancing=0");
+  }
+  return warnings;
 }
 
 constexpr rlim_t kDescriptorsMax = 65536;  // as LimitNOFILE in kvmemd.service.in
@@ -148,6 +173,7 @@ struct Daemon {
       }
       config = config::with_live_changes(config, loaded.config);
       loop->set_sampling(config.policy.sampling);
+      loop->set_cxl(config.cxl.budget_pages(), place_limit(config));
       server->apply(config);
       set_log_level();
     }
@@ -232,12 +258,19 @@ int run(int argc, char** argv) {
   auto probes = probe::Probes::start({.enabled = config.ebpf.enable,
                                       .store_path = config.nvme.path,
                                       .gpu_driver = config.gpu.driver});
-  if (const Status status = os::drop_capabilities(); !status.ok())
+  if (const Status status = os::drop_capabilities(!config.cxl.nodes.empty()); !status.ok())
     return fail("capabilities", status);
 
   raise_descriptor_limit();
   loop::LoopOptions options;
   options.dram_pages = config.dram.budget_pages();
+  options.cxl_pages = config.cxl.budget_pages();
+  options.cxl_nodes = config.cxl.nodes;
+  for (const os::NumaNode& node : daemon.machine.nodes) {
+    if (!config.cxl.nodes.empty() && !config.cxl.nodes.has(node.number))
+      options.dram_nodes.add(node.number);
+  }
+  options.place_bytes_per_s = place_limit(config);
   if (config.policy.prefetch_depth) options.prefetch_depth = *config.policy.prefetch_depth;
   options.sampling = config.policy.sampling;
   std::string warning;
@@ -272,9 +305,11 @@ int run(int argc, char** argv) {
   }
   daemon.server = std::make_unique<server::Server>(*daemon.loop, std::move(listener), runtime_dir,
                                                    config, std::move(probes));
-  if (!warning.empty()) {
-    os::log(os::Severity::kWarning, "%s", warning.c_str());
-    daemon.server->add_warning(warning);
+  std::vector<std::string> warnings = cxl_warnings(config);
+  if (!warning.empty()) warnings.push_back(warning);
+  for (const std::string& text : warnings) {
+    os::log(os::Severity::kWarning, "%s", text.c_str());
+    daemon.server->add_warning(text);
   }
   if (const Status status = daemon.server->start(); !status.ok()) return fail("start", status);
   daemon.signal_watch.start(

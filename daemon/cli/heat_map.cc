@@ -6,7 +6,9 @@
 namespace kvmem::cli {
 namespace {
 
-bool in_dram(char state) { return state == 'R' || state == 'r' || state == 'W'; }
+bool in_memory(char state) {
+  return state == 'R' || state == 'r' || state == 'C' || state == 'c' || state == 'W';
+}
 
 void merge(HeatSample* into, const HeatSample& later) {
   into->until_s = later.until_s;
@@ -33,7 +35,7 @@ HeatSample HeatMap::sample(std::string_view state, std::string_view heat) const 
     const std::uint64_t end = std::min(begin + bin_pages_, page_count_);
     std::uint64_t resident = 0;
     for (std::uint64_t page = begin; page < end; ++page) {
-      resident += page < state.size() && in_dram(state[page]) ? 1 : 0;
+      resident += page < state.size() && in_memory(state[page]) ? 1 : 0;
       const char h = page < heat.size() ? heat[page] : '0';
       if (h >= '0' && h <= '9') out.heat[bin] = std::max(out.heat[bin], h);
     }

@@ -250,6 +250,8 @@ int main_with(std::vector<std::string> arguments) {
                           "the daemon to use, or where a private one listens");
   run_command->add_option("--dram", run_options.dram,
                           "DRAM for the engine: a size or a share of memory (\"12GiB\", \"60%\")");
+  run_command->add_option("--cxl", run_options.cxl,
+                          "CXL memory beside it: a size or a share of the nodes without CPUs");
   run_command->add_option("--store", run_options.store,
                           "page store: a file, a device, a folder to make one in, or \"none\"");
   run_command->add_option("--store-size", run_options.store_size, "its size");

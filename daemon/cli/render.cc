@@ -33,8 +33,10 @@ struct Glyph {
   const char* meaning;
 };
 constexpr Glyph kGlyphs[] = {
-    {'R', "32", "resident"},          {'r', "92", "resident, clean"}, {'W', "33", "being written"},
-    {'F', "36", "being filled"},      {'S', "34", "stored on NVMe"},  {'O', "35", "in its file"},
+    {'R', "32", "resident"},          {'r', "92", "resident, clean"},
+    {'W', "33", "being written"},     {'C', "33;1", "in CXL memory"},
+    {'c', "93", "in CXL, clean"},     {'F', "36", "being filled"},
+    {'S', "34", "stored on NVMe"},    {'O', "35", "in its file"},
     {'.', "90", "fresh (untouched)"}, {'X', "1;41", "lost"},
 };
 constexpr Glyph kUnknownGlyph{'?', "7", "unknown to this kvmemctl"};
@@ -289,12 +291,37 @@ std::string render_tiers(const json& tiers, const Style& style) {
     const std::uint64_t capacity = number(tier, "capacity_bytes");
     const std::uint64_t used = number(tier, "used_bytes");
     std::vector<std::string> notes;
-    if (has(tier, "node")) notes.push_back("NUMA node " + text(tier, "node"));
+    if (const std::string nodes = text(tier, "nodes"); !nodes.empty())
+      notes.push_back("NUMA node " + nodes);
+    for (const json& node : array(tier, "each_node")) {
+      std::string speed;
+      if (number(node, "latency_ns") != 0) speed = text(node, "latency_ns") + " ns";
+      if (number(node, "bandwidth_bytes_s") != 0) {
+        speed += (speed.empty() ? "" : " ") + human_bytes(number(node, "bandwidth_bytes_s")) + "/s";
+      }
+      if (speed.empty()) speed = "distance " + text(node, "distance");
+      notes.push_back(speed);
+    }
     notes.push_back(text(tier, "path"));
     if (has(tier, "files")) notes.push_back(text(tier, "files") + " files");
     if (const json& disk = member(tier, "disk"); !disk.empty()) {
       uses += "disk reads:  " + disk_use(disk, "read") + "\n";
       uses += "disk writes: " + disk_use(disk, "write") + "\n";
+    }
+    if (has(tier, "pace_bytes_s")) {
+      uses += "between DRAM and CXL: " + text(tier, "pages_to_dram") + " pages up, " +
+              text(tier, "pages_to_cxl") + " down; at most " +
+              human_bytes(number(tier, "pace_bytes_s")) + "/s now, of " +
+              human_bytes(number(tier, "limit_bytes_s")) + "/s";
+      if (const double gain = real(tier, "gain"); gain > 0) {
+        char times[96];
+        std::snprintf(times, sizeof times,
+                      "; what moved up last is used %.1f times as often as "
+                      "what moved down",
+                      gain);
+        uses += times;
+      }
+      uses += "\n";
     }
     if (number(tier, "quarantined") != 0) {
       notes.push_back(text(tier, "quarantined") + " places quarantined");
@@ -461,6 +488,7 @@ std::string render_regions(const json& regions, const Style& style) {
                     human_count(number(r, "fresh_pages")), human_count(number(r, "lost_pages")),
                     human_count(number(r, "pinned_pages")), text(r, "backing"),
                     joined({text(r, "tag"), text(r, "path"), text(r, "backing_why"),
+                            number(r, "cxl_pages") > 0 ? text(r, "cxl_pages") + " in CXL memory" : "",
                             number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
                            ", ")});
   }

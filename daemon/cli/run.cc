@@ -255,6 +255,9 @@ bool Run::prepare_private() {
   if (!options_.dram.empty()) {
     daemon_program_.argv.insert(daemon_program_.argv.end(), {"--dram", options_.dram});
   }
+  if (!options_.cxl.empty()) {
+    daemon_program_.argv.insert(daemon_program_.argv.end(), {"--cxl", options_.cxl});
+  }
   daemon_program_.detached = true;
   daemon_program_.environment = {{"LD_PRELOAD", preload_without_kvmem(environment("LD_PRELOAD"))},
                                  {"NOTIFY_SOCKET", std::nullopt},
@@ -563,10 +566,11 @@ int Run::run() {
   }
   // Only what was asked for is checked here: a mistake is better told before the engine runs.
   const bool asks_private = options_.private_daemon || !options_.dram.empty() ||
-                            !options_.store.empty() || !options_.store_size.empty() ||
-                            !options_.config.empty();
+                            !options_.cxl.empty() || !options_.store.empty() ||
+                            !options_.store_size.empty() || !options_.config.empty();
   config::Overrides overrides;
   if (!options_.dram.empty()) overrides.dram = options_.dram;
+  if (!options_.cxl.empty()) overrides.cxl = options_.cxl;
   if (!options_.store_size.empty()) overrides.store_size = options_.store_size;
   const config::Loaded loaded = config::load(options_.config, config::Machine::detect(), overrides);
   if (asks_private && !loaded.ok()) {

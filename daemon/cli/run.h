@@ -25,6 +25,7 @@ namespace kvmem::cli {
 
 struct RunOptions {
   std::string dram;         // size or share; empty: the configuration's
+  std::string cxl;          // likewise, of the memory of nodes without CPUs
   std::string store;        // file, device or folder; "none"; empty: chosen
   std::string store_size;   // empty: by the free space
   std::string config;       // a file for a private daemon

@@ -236,6 +236,63 @@ Read read_budget(const Value& value, const Machine& machine, Config& c) {
   return {};
 }
 
+Read read_cxl_nodes(const Value& value, const Machine& machine, Config& c) {
+  std::string text;
+  if (Read fault = read_text(value, &text)) return fault;
+  c.cxl.nodes = {};
+  if (text == "auto") {
+    for (const os::NumaNode& node : machine.nodes) {
+      if (!node.has_cpus) c.cxl.nodes.add(node.number);
+    }
+    return {};
+  }
+  Result<os::NodeSet> nodes = os::NodeSet::parse(text);
+  if (!nodes.ok() || nodes->empty())
+    return Fault{in_quotes(text) + " is no list of memory nodes",
+                 "write \"auto\", or numbers such as \"1\" or \"1-2,4\""};
+  os::NodeSet here;
+  for (const os::NumaNode& node : machine.nodes) here.add(node.number);
+  const os::NodeSet absent = nodes->without(here);
+  if (!absent.empty())
+    return Fault{"node " + absent.text() + " has no memory, or is not there",
+                 "of this machine's nodes " + here.text() + " have some"};
+  if (here.without(*nodes).empty())
+    return Fault{in_quotes(text) + " is all the memory there is", "leave a node for DRAM"};
+  c.cxl.nodes = *nodes;
+  return {};
+}
+
+Read read_cxl_budget(const Value& value, const Machine& machine, Config& c) {
+  std::uint64_t whole_bytes = 0;
+  for (const os::NumaNode& node : machine.nodes) {
+    if (c.cxl.nodes.has(node.number)) whole_bytes += node.total_bytes;
+  }
+  std::uint64_t size_bytes = 0;
+  if (Read fault = read_size(value, whole_bytes, &size_bytes)) return fault;
+  if (size_bytes > 0 && c.cxl.nodes.empty()) {
+    return Fault{"this machine has no memory node without CPUs",
+                 "write 0; or, if the kernel has the device as devdax, make it memory: daxctl "
+                 "reconfigure-device --mode=system-ram; or name nodes in cxl.nodes"};
+  }
+  if (size_bytes > whole_bytes) {
+    return Fault{written(value) + " is more than the " +
+                     show_size(align_down(whole_bytes, std::uint64_t{1} << 20)) + " of node " +
+                     c.cxl.nodes.text(),
+                 "write less, or a share such as \"90%\""};
+  }
+  c.cxl.budget_bytes = align_down(size_bytes, kPageBytes);
+  return {};
+}
+
+constexpr std::uint64_t kMigrateLimitMinBytes = 4 * kPageBytes;
+
+Read read_migrate_limit(const Value& value, const Machine&, Config& c) {
+  if (Read fault = read_size(value, 0, &c.cxl.migrate_limit_bytes)) return fault;
+  if (c.cxl.migrate_limit_bytes >= kMigrateLimitMinBytes) return {};
+  return Fault{written(value) + " is too little to exchange two pages in a second",
+               "write at least " + show_size(kMigrateLimitMinBytes)};
+}
+
 Read read_store_size(const Value& value, const Machine&, Config& c) {
   std::uint64_t size_bytes = 0;
   if (Read fault = read_size(value, 0, &size_bytes)) return fault;
@@ -317,6 +374,18 @@ constexpr Field kFields[] = {
        return read_choice(v, kHugePages, &c.dram.huge_pages);
      },
      [](const Config& c) { return show_choice(kHugePages, c.dram.huge_pages); }},
+
+    {"cxl.nodes", "\"auto\"", false,
+     "memory nodes of the CXL tier, such as \"1-2\"; \"auto\": those without CPUs", read_cxl_nodes,
+     [](const Config& c) { return in_quotes(c.cxl.nodes.empty() ? "auto" : c.cxl.nodes.text()); }},
+    {"cxl.budget", "\"0\"", true,
+     "page frames in CXL memory, beside dram.budget: a size, or % of what those nodes have; 0: "
+     "none",
+     read_cxl_budget, [](const Config& c) { return in_quotes(show_size(c.cxl.budget_bytes)); }},
+    {"cxl.migrate_limit", "\"1GiB\"", true,
+     "at most so much a second moves between DRAM and CXL memory, both ways together",
+     read_migrate_limit,
+     [](const Config& c) { return in_quotes(show_size(c.cxl.migrate_limit_bytes)); }},
 
     {"nvme.path", "\"\"", false,
      "file or block device of the page store; \"\": none, only pages of files leave DRAM",
@@ -512,6 +581,7 @@ class Reading {
     if (key == "daemon.socket") return {"--socket", &o.socket};
     if (key == "daemon.runtime_dir") return {"--runtime-dir", &o.runtime_dir};
     if (key == "dram.budget") return {"--dram", &o.dram};
+    if (key == "cxl.budget") return {"--cxl", &o.cxl};
     if (key == "nvme.path") return {"--store", &o.store};
     if (key == "nvme.size") return {"--store-size", &o.store_size};
     return {nullptr, nullptr};
@@ -652,6 +722,8 @@ std::vector<Change> diff(const Config& running, const Config& wanted) {
 Config with_live_changes(const Config& running, const Config& wanted) {
   Config out = running;
   out.dram.budget_bytes = wanted.dram.budget_bytes;
+  out.cxl.budget_bytes = wanted.cxl.budget_bytes;
+  out.cxl.migrate_limit_bytes = wanted.cxl.migrate_limit_bytes;
   out.gpu.budget_bytes = wanted.gpu.budget_bytes;
   out.quota = wanted.quota;
   out.policy.sampling = wanted.policy.sampling;

@@ -14,6 +14,7 @@
 
 #include "base/page.h"
 #include "config/units.h"
+#include "os/numa.h"
 
 namespace kvmem::config {
 
@@ -24,9 +25,10 @@ inline constexpr std::uint64_t kStoreMinBytes = 256 << 20;
 
 // What percentages refer to.
 struct Machine {
-  std::uint64_t memory_bytes = 0;  // MemTotal, or the smallest memory.max above this process
+  std::uint64_t memory_bytes = 0;   // MemTotal, or the smallest memory.max above this process
+  std::vector<os::NumaNode> nodes;  // that have memory
 
-  // Reads /proc and /sys/fs/cgroup below `root`, which only tests give.
+  // Reads /proc, /sys/devices/system/node and /sys/fs/cgroup below `root`, which only tests give.
   static Machine detect(const std::string& root = "");
 };
 
@@ -51,6 +53,13 @@ struct Config {
 
     std::uint64_t budget_pages() const { return budget_bytes / kPageBytes; }
   } dram;
+  struct Cxl {
+    os::NodeSet nodes;               // those with memory and no CPUs, or the ones that were named
+    std::uint64_t budget_bytes = 0;  // frames there, beside dram.budget; 0: none
+    std::uint64_t migrate_limit_bytes = 0;  // a second, between there and DRAM, both ways together
+
+    std::uint64_t budget_pages() const { return budget_bytes / kPageBytes; }
+  } cxl;
   struct Nvme {
     std::string path;  // file or block device; empty: no NVMe tier, only origin pages leave DRAM
     std::uint64_t size_bytes = kStoreMinBytes;
@@ -92,6 +101,7 @@ struct Overrides {
   std::optional<std::string> socket;       // --socket
   std::optional<std::string> runtime_dir;  // --runtime-dir
   std::optional<std::string> dram;         // --dram: dram.budget
+  std::optional<std::string> cxl;          // --cxl: cxl.budget
   std::optional<std::string> store;        // --store: nvme.path
   std::optional<std::string> store_size;   // --store-size: nvme.size
 };

@@ -39,6 +39,7 @@ Machine Machine::detect(const std::string& root) {
   Machine machine;
   std::ifstream meminfo(root + "/proc/meminfo");
   machine.memory_bytes = number_after(meminfo, "MemTotal:") * 1024;
+  machine.nodes = os::numa_nodes(root);
   for (std::string path = cgroup_path(root);;) {
     std::string limit_path = root;
     limit_path.append("/sys/fs/cgroup").append(path).append("/memory.max");

@@ -65,9 +65,15 @@ std::uint64_t spare_pages() {
   return (available - std::min(available, kept)) >> kPageShift;
 }
 
+PlacerOptions placer_options(const LoopOptions& options) {
+  PlacerOptions placer;
+  placer.places_per_s = static_cast<double>(options.place_bytes_per_s) / kPageBytes;
+  return placer;
+}
+
 PlannerOptions planner_options(const LoopOptions& options) {
   PlannerOptions planner;
-  planner.capacity_pages = options.dram_pages;
+  planner.capacity_pages = options.dram_pages + options.cxl_pages;
   planner.inflight_fills_max = options.prefetch_depth;
   if (!options.sampling) planner.sample_permille = 0;
   return planner;
@@ -78,11 +84,12 @@ PlannerOptions planner_options(const LoopOptions& options) {
 Loop::Loop(const LoopOptions& options, os::Ring ring)
     : options_(options),
       ring_(std::move(ring)),
-      dram_("dram", 0, options.dram_pages),
+      memory_({"dram", options.dram_nodes, options.dram_pages},
+              {"cxl", options.cxl_nodes, options.cxl_pages}),
       planner_(planner_options(options)),
+      placer_(placer_options(options)),
       next_region_id_(random_word() & (kRegionIdMask >> 1)),
-      sampling_(options.sampling),
-      effective_pages_(options.dram_pages) {}
+      sampling_(options.sampling) {}
 
 Result<std::unique_ptr<Loop>> Loop::create(const LoopOptions& options) {
   KV_ASSIGN_OR_RETURN(os::Ring ring, os::Ring::create(kRingEntries));
@@ -102,8 +109,8 @@ Result<std::unique_ptr<Loop>> Loop::create(const LoopOptions& options) {
     std::sort(loop->recovered_.begin(), loop->recovered_.end(), key_less);
   }
   loop->migrator_ = std::make_unique<migrate::Migrator>(
-      loop->ring_, *loop->workers_, loop->dram_, loop->store_.get(), *loop,
-      migrate::MigratorOptions{kMovesEachWay, kMovesEachWay});
+      loop->ring_, *loop->workers_, loop->memory_, loop->store_.get(), *loop,
+      migrate::MigratorOptions{.fills_max = kMovesEachWay, .demotes_max = kMovesEachWay});
   return loop;
 }
 
@@ -116,9 +123,10 @@ void Loop::detach() {
   migrator_->detach();
   tick_.stop();
   retry_.stop();
+  place_tick_.stop();
   // Bounded by the devices: nothing new starts.
-  while (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0 || tick_.busy() ||
-         retry_.busy()) {
+  while (migrator_->fills_in_flight() > 0 || migrator_->demotes_in_flight() > 0 ||
+         migrator_->places_in_flight() > 0 || tick_.busy() || retry_.busy() || place_tick_.busy()) {
     if (!ring_.run_once(true).ok()) break;
   }
 }
@@ -138,31 +146,42 @@ Status Loop::run_once() {
   return {};
 }
 
-void Loop::plan() {
-  if (migrator_->take_shortage()) {
-    // The machine has fewer frames than the budget: live with what is there, and say so.
-    const std::uint64_t used = dram_.used_pages();
-    effective_pages_ = std::min(effective_pages_, used > 1 ? used - 1 : 1);
-    dram_.set_capacity(effective_pages_);
-    planner_.set_capacity(effective_pages_);
+// The machine has fewer frames than the budget: live with what is there, and say so.
+void Loop::heed_shortages() {
+  for (const model::Memory memory : {model::Memory::kDram, model::Memory::kCxl}) {
+    if (!migrator_->take_shortage(memory)) continue;
+    const tier::MemoryNode& node = memory_[memory];
+    const std::uint64_t used = node.used_pages();
+    const std::uint64_t least = memory == model::Memory::kDram ? 1 : 0;
+    set_capacity(memory, std::min(node.capacity_pages(), used > least ? used - 1 : least));
     last_shortage_ns_ = os::now_ns();
-    if (last_shortage_ns_ - last_shortage_log_ns_ > kPressureLogNs) {
-      last_shortage_log_ns_ = last_shortage_ns_;
-      os::log(os::Severity::kWarning,
-              "the machine has no memory for more than %" PRIu64 " of the %" PRIu64
-              " pages of dram.budget: living with those until it has%s",
-              effective_pages_, options_.dram_pages,
-              options_.memory_kind == os::MemoryKind::kHugeTlb
-                  ? "; did the pool of huge pages shrink? set vm.nr_hugepages again"
-                  : "");
-    }
+    if (last_shortage_ns_ - last_shortage_log_ns_ <= kPressureLogNs) continue;
+    last_shortage_log_ns_ = last_shortage_ns_;
+    os::log(os::Severity::kWarning,
+            "the machine has no memory for more than %" PRIu64 " of the %" PRIu64
+            " pages of %s.budget: living with those until it has%s",
+            node.capacity_pages(), node.budget_pages(), node.name().c_str(),
+            options_.memory_kind != os::MemoryKind::kHugeTlb ? ""
+            : memory == model::Memory::kDram
+                ? "; did the pool of huge pages shrink? set vm.nr_hugepages again"
+                : "; set nr_hugepages of the node, in /sys/devices/system/node/node*/hugepages/");
   }
-  const std::uint64_t used = dram_.used_pages();
-  const std::uint64_t capacity = dram_.capacity_pages();
+}
+
+void Loop::set_capacity(model::Memory memory, std::uint64_t pages) {
+  memory_[memory].live_with(pages);
+  planner_.set_capacity(memory_.capacity_pages());
+  changed_ = true;
+}
+
+void Loop::plan() {
+  heed_shortages();
+  const std::uint64_t used = memory_.used_pages();
+  const std::uint64_t capacity = memory_.capacity_pages();
   std::uint64_t over = used > capacity ? used - capacity : 0;
   // A fault may wait for more frames than the planner heard of: a forked child's copy comes first.
-  if (over == 0 && migrator_->demands_waiting() > 0 && dram_.free_pages() == 0) over = 1;
-  planner_.plan(dram_.free_pages(), over, migrator_->fills_in_flight(),
+  if (over == 0 && migrator_->demands_waiting() > 0 && memory_.free_pages() == 0) over = 1;
+  planner_.plan(memory_.free_pages(), over, migrator_->fills_in_flight(),
                 migrator_->demotes_in_flight(), planned_);
   std::uint32_t demotes_started = 0;
   for (const model::Move& move : planned_.demote) {
@@ -189,19 +208,15 @@ void Loop::plan() {
   if (hand_ != nullptr && sampling_) {
     for (const model::Move& move : planned_.sample) {
       Region* region = by_slot_[move.page.region];
-      if (region->table.read(move.page.page).state != PageState::kResident || region->closing)
-        continue;
-      for (auto& view : region->views) {
-        if (view->covers(move.page.page)) hand_->unmap(*view, move.page.page);
-      }
+      if (!unmap(*region, move.page.page)) continue;
       planner_.sample_armed(move.page);
-      ++migrator_->counters().samples;
+      placer_.looked_at(move.page, os::now_ns());
     }
   }
   // A fault must not wait for room that nothing can make: the budget gives way, and it is said.
   if (migrator_->demands_waiting() > 0 && demotes_started == 0 &&
       migrator_->demotes_in_flight() == 0 && migrator_->fills_in_flight() == 0 &&
-      dram_.free_pages() == 0) {
+      memory_.free_pages() == 0) {
     const std::uint64_t now = os::now_ns();
     if (now - last_pressure_log_ns_ > kPressureLogNs) {
       last_pressure_log_ns_ = now;
@@ -217,6 +232,44 @@ void Loop::plan() {
   }
 }
 
+bool Loop::unmap(Region& region, std::uint32_t page) {
+  if (region.table.read(page).state != PageState::kResident || region.closing) return false;
+  for (auto& view : region.views) {
+    if (view->covers(page)) hand_->unmap(*view, page);
+  }
+  ++migrator_->counters().samples;
+  return true;
+}
+
+// Which pages lie in DRAM and which in CXL memory.
+void Loop::plan_places() {
+  const std::uint64_t now = os::now_ns();
+  auto room = static_cast<std::int64_t>(dram().free_pages());
+  if (dram().used_pages() > dram().capacity_pages()) {
+    room = -static_cast<std::int64_t>(
+        std::min(dram().used_pages() - dram().capacity_pages(), cxl().free_pages()));
+  }
+  placer_.plan(now, room, hand_ != nullptr && sampling_, places_);
+  for (const model::PageRef& page : places_.looks) {
+    if (Region* region = by_slot_[page.region]; region != nullptr && unmap(*region, page.page))
+      placer_.looked_at(page, now);
+  }
+  for (const model::PageRef& page : places_.down) {
+    if (!migrator_->place(*by_slot_[page.region], page.page, model::Memory::kCxl).ok())
+      placer_.stayed(page);
+  }
+  for (const Places::Swap& swap : places_.swaps) {
+    const model::PageRef& first = swap.is_pair ? swap.down : swap.up;
+    const model::Memory to = swap.is_pair ? model::Memory::kCxl : model::Memory::kDram;
+    if (migrator_->place(*by_slot_[first.region], first.page, to).ok()) {
+      if (swap.is_pair) swaps_.push_back(swap);
+      continue;
+    }
+    placer_.stayed(swap.up);
+    if (swap.is_pair) placer_.stayed(swap.down);
+  }
+}
+
 void Loop::heed_huge_pages() {
   if (!migrator_->huge_pages_gone()) {
     os::log(os::Severity::kInfo, "there are huge pages again: what has not moved aside has them");
@@ -224,12 +277,9 @@ void Loop::heed_huge_pages() {
   }
   // What was given up for want of huge pages is there as ordinary memory; where others have the
   // pool, perhaps not all of it.
-  effective_pages_ =
-      std::clamp<std::uint64_t>(dram_.used_pages() + spare_pages(), 1, options_.dram_pages);
+  set_capacity(model::Memory::kDram,
+               std::max<std::uint64_t>(dram().used_pages() + spare_pages(), 1));
   last_shortage_ns_ = os::now_ns();
-  dram_.set_capacity(effective_pages_);
-  planner_.set_capacity(effective_pages_);
-  changed_ = true;
   os::log(os::Severity::kWarning,
           "the kernel has no huge page left (nr_hugepages, nr_overcommit_hugepages or "
           "hugetlb.2MB.max was lowered, or others use them): pages that come in move to ordinary "
@@ -258,10 +308,16 @@ void Loop::arm_tick() {
     retry_.start(ring_, kRetryNs, this,
                  [](void* self) { static_cast<Loop*>(self)->changed_ = true; });
   }
+  if (!place_tick_.busy() &&
+      (cxl().used_pages() > 0 ||
+       (cxl().free_pages() > 0 && dram().used_pages() > dram().capacity_pages()))) {
+    place_tick_.start(ring_, Placer::kTickNs, this,
+                      [](void* self) { static_cast<Loop*>(self)->plan_places(); });
+  }
   if (tick_.busy()) return;
   std::uint64_t after = 0;
   if (store_ != nullptr && store_->wants_tick()) after = kTickNs;
-  if (after == 0 && effective_pages_ < options_.dram_pages) after = kRecoverNs;
+  if (after == 0 && (dram().is_short() || cxl().is_short())) after = kRecoverNs;
   if (after == 0) return;
   tick_.start(ring_, after, this, [](void* self) { static_cast<Loop*>(self)->on_tick(); });
 }
@@ -269,20 +325,28 @@ void Loop::arm_tick() {
 void Loop::on_tick() {
   const std::uint64_t now = os::now_ns();
   if (store_ != nullptr) store_->tick(now);
-  if (effective_pages_ < options_.dram_pages && now - last_shortage_ns_ > kRecoverNs &&
-      (!huge_pages_gone() || spare_pages() > 0)) {
-    last_shortage_ns_ = now;
-    ++effective_pages_;
-    dram_.set_capacity(effective_pages_);
-    planner_.set_capacity(effective_pages_);
+  if (now - last_shortage_ns_ > kRecoverNs && (!huge_pages_gone() || spare_pages() > 0)) {
+    for (const model::Memory memory : {model::Memory::kDram, model::Memory::kCxl}) {
+      if (!memory_[memory].is_short()) continue;
+      last_shortage_ns_ = now;
+      set_capacity(memory, memory_[memory].capacity_pages() + 1);
+    }
   }
   changed_ = true;
 }
 
 void Loop::set_dram_pages(std::uint64_t pages) {
-  options_.dram_pages = effective_pages_ = pages;
-  dram_.set_capacity(pages);
-  planner_.set_capacity(pages);
+  options_.dram_pages = pages;
+  memory_[model::Memory::kDram].set_budget(pages);
+  planner_.set_capacity(memory_.capacity_pages());
+  changed_ = true;
+}
+
+void Loop::set_cxl(std::uint64_t pages, std::uint64_t place_bytes_per_s) {
+  if (!has_cxl()) return;
+  memory_[model::Memory::kCxl].set_budget(pages);
+  planner_.set_capacity(memory_.capacity_pages());
+  placer_.set_limit(static_cast<double>(place_bytes_per_s) / kPageBytes);
   changed_ = true;
 }
 
@@ -297,6 +361,7 @@ Result<Region*> Loop::install(std::unique_ptr<Region> region) {
   regions_.push_back(std::move(region));
   Region& installed = *regions_.back();
   planner_.region_added(installed.slot, installed.page_count(), installed.origin != nullptr);
+  if (has_cxl()) placer_.region_added(installed.slot, installed.page_count());
   return &installed;
 }
 
@@ -309,7 +374,7 @@ Status Loop::make_memory(Region& region, std::uint32_t page_count) {
                         os::SharedMemory::create(name, size, os::MemoryKind::kHugeTlb, origin));
     // While we hold some, one of them can be had for a page. Else only a try tells: overcommit may
     // be allowed and memory too fragmented.
-    if (dram_.used_pages() > 0 && !huge_pages_gone()) return {};
+    if (dram().used_pages() > 0 && !huge_pages_gone()) return {};
     const std::uint64_t now = os::now_ns();
     const bool tries = !huge_pages_gone() || now - huge_tried_ns_ > kRecoverNs;
     if (tries) huge_tried_ns_ = now;
@@ -449,7 +514,7 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
     if (entry.state == PageState::kResident) {
       punch(run, page);
       run = page + 1;
-      dram_.take();
+      adopt_frame(r, page);
       planner_.filled(r.ref(page),
                       r.origin != nullptr ? model::Refetch::kRead : model::Refetch::kWrite);
     } else if (entry.state == PageState::kStored) {
@@ -459,6 +524,16 @@ Result<Region*> Loop::adopt_region(RegionSpec spec, std::uint64_t region_id, Uni
   punch(run, r.page_count());
   changed_ = true;
   return &r;
+}
+
+// Where a page that a daemon before this one left in memory lies, only the kernel knows.
+void Loop::adopt_frame(Region& region, std::uint32_t page) {
+  model::Memory memory = model::Memory::kDram;
+  if (has_cxl() && cxl().nodes().has(os::node_of(region.page_data(page))))
+    memory = model::Memory::kCxl;
+  region.set_frame(page, memory);
+  memory_[memory].take();
+  placer_.arrived(region.ref(page), memory);
 }
 
 View* Loop::add_view(Region& region, View view) {
@@ -498,6 +573,7 @@ Status Loop::advise(Region& region, std::uint32_t first, std::uint32_t count, wi
                                          model::Advice::kPin,     model::Advice::kUnpin,
                                          model::Advice::kPrefetch};
   planner_.advise(region.ref(first), count, kAdvice[static_cast<std::size_t>(advice)]);
+  placer_.advise(region.ref(first), count, kAdvice[static_cast<std::size_t>(advice)]);
   changed_ = true;
   return {};
 }
@@ -512,13 +588,15 @@ Status Loop::pin(Region& region, std::uint32_t first, std::uint32_t count, bool 
         pinned += (r->table.read(page).flags & Residency::kPinned) != 0;
       }
     }
-    if (pinned > dram_.capacity_pages() / 2) {
+    if (pinned > dram().capacity_pages() / 2) {
       return Status(Code::kNoMemory, "more than half of the DRAM budget would be pinned");
     }
   }
   for (std::uint32_t page = first; page < first + count; ++page)
     migrator_->set_pinned(region, page, on);
-  planner_.advise(region.ref(first), count, on ? model::Advice::kPin : model::Advice::kUnpin);
+  const model::Advice pin = on ? model::Advice::kPin : model::Advice::kUnpin;
+  planner_.advise(region.ref(first), count, pin);
+  placer_.advise(region.ref(first), count, pin);
   if (on) planner_.advise(region.ref(first), count, model::Advice::kPrefetch);
   changed_ = true;
   return {};
@@ -574,6 +652,7 @@ void Loop::log_move(model::PageRef page, PageState from, PageState to, model::Re
 
 void Loop::touched(model::PageRef page, model::Touch touch) {
   planner_.touched(page, touch);
+  if (touch == model::Touch::kPresent) placer_.used(page, os::now_ns());
   if (touch == model::Touch::kDemand || touch == model::Touch::kFresh) {
     log_move(page, by_slot_[page.region]->table.read(page.page).state, PageState::kResident,
              touch == model::Touch::kDemand ? model::Reason::kDemand : model::Reason::kFresh);
@@ -582,6 +661,7 @@ void Loop::touched(model::PageRef page, model::Touch touch) {
 void Loop::fill_started(model::PageRef page, bool ahead) { planner_.fill_started(page, ahead); }
 void Loop::filled(model::PageRef page, model::Refetch refetch) {
   planner_.filled(page, refetch);
+  placer_.arrived(page, by_slot_[page.region]->frame_of(page.page));
   changed_ = true;
 }
 void Loop::fill_failed(model::PageRef page) {
@@ -592,6 +672,7 @@ void Loop::dirtied(model::PageRef page) { planner_.write_noticed(page); }
 void Loop::demote_started(model::PageRef page) { planner_.demote_started(page); }
 void Loop::demoted(model::PageRef page) {
   planner_.demoted(page);
+  placer_.left(page);
   changed_ = true;
 }
 void Loop::demote_failed(model::PageRef page) {
@@ -600,7 +681,42 @@ void Loop::demote_failed(model::PageRef page) {
 }
 void Loop::discarded(model::PageRef page) {
   planner_.discarded(page);
+  placer_.left(page);
   changed_ = true;
+}
+
+// Of a pair, the one that goes up follows the one that made room.
+void Loop::placed(model::PageRef page) {
+  const Region& region = *by_slot_[page.region];
+  const model::Memory to = region.frame_of(page.page);
+  log_move(page, PageState::kResident, PageState::kResident,
+           to == model::Memory::kDram ? model::Reason::kPlaceUp : model::Reason::kPlaceDown);
+  placer_.moved(page, to, os::now_ns());
+  const auto swap = std::find_if(swaps_.begin(), swaps_.end(),
+                                 [&](const Places::Swap& s) { return s.down == page; });
+  if (swap == swaps_.end()) return;
+  const model::PageRef up = swap->up;
+  swaps_.erase(swap);
+  Region* other = by_slot_[up.region];
+  // (Its place may have been taken meanwhile.)
+  if (other == nullptr || dram().free_pages() == 0 ||
+      !migrator_->place(*other, up.page, model::Memory::kDram).ok())
+    placer_.stayed(up);
+}
+
+void Loop::place_failed(model::PageRef page, const Status& status) {
+  placer_.stayed(page);
+  const std::uint64_t now = os::now_ns();
+  if (now - last_place_log_ns_ > kPressureLogNs) {
+    last_place_log_ns_ = now;
+    os::log(os::Severity::kWarning, "a page could not be moved between DRAM and CXL memory: %s",
+            os::reason_of(status).c_str());
+  }
+  const auto swap = std::find_if(swaps_.begin(), swaps_.end(),
+                                 [&](const Places::Swap& s) { return s.down == page; });
+  if (swap == swaps_.end()) return;
+  placer_.stayed(swap->up);
+  swaps_.erase(swap);
 }
 
 void Loop::lost(const Region& region, std::uint32_t page, const char* why) {
@@ -622,6 +738,9 @@ void Loop::needs_aside(View& view, std::uint32_t page) {
 void Loop::region_gone(Region& region) {
   const model::RegionSlot slot = region.slot;
   planner_.region_removed(slot);
+  placer_.region_removed(slot);
+  std::erase_if(
+      swaps_, [&](const Places::Swap& s) { return s.down.region == slot || s.up.region == slot; });
   by_slot_[slot] = nullptr;
   free_slots_.push_back(slot);
   std::erase_if(regions_, [&](const auto& r) { return r.get() == &region; });

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "loop/placer.h"
 #include "loop/planner.h"
 #include "migrate/migrator.h"
 #include "migrate/region.h"
@@ -25,7 +26,11 @@ namespace kvmem::loop {
 
 struct LoopOptions {
   std::uint64_t dram_pages = 0;
-  std::uint32_t prefetch_depth = 8;  // reads in flight ahead of need
+  os::NodeSet dram_nodes;  // empty: wherever the kernel likes; with a CXL tier, not its nodes
+  os::NodeSet cxl_nodes;   // empty: this machine has none
+  std::uint64_t cxl_pages = 0;
+  std::uint64_t place_bytes_per_s = 0;  // at most so much between the two, both ways together
+  std::uint32_t prefetch_depth = 8;     // reads in flight ahead of need
   bool sampling = true;
   os::MemoryKind memory_kind = os::MemoryKind::kShmem;
   bool huge_required = false;  // regions are refused rather than made without huge pages
@@ -79,6 +84,7 @@ class Loop final : public migrate::Observer {
   void set_engine_hand(EngineHand* hand) { hand_ = hand; }
   // Live configuration.
   void set_dram_pages(std::uint64_t pages);
+  void set_cxl(std::uint64_t pages, std::uint64_t place_bytes_per_s);
   void set_sampling(bool on) { sampling_ = on; }
 
   // The daemon stops and engines stay: finishes or undoes what moves, and starts nothing more.
@@ -127,7 +133,11 @@ class Loop final : public migrate::Observer {
   migrate::Region* region_by_id(std::uint64_t region_id) const;
   migrate::Migrator& migrator() { return *migrator_; }
   const Planner& planner() const { return planner_; }
-  const tier::MemoryNode& dram() const { return dram_; }
+  const tier::MemoryNodes& memory() const { return memory_; }
+  const tier::MemoryNode& dram() const { return memory_[model::Memory::kDram]; }
+  const tier::MemoryNode& cxl() const { return memory_[model::Memory::kCxl]; }
+  bool has_cxl() const { return !cxl().nodes().empty(); }
+  const Placer& placer() const { return placer_; }
   const tier::Store* store() const { return store_.get(); }
   tier::Store* store() { return store_.get(); }  // null: no NVMe tier
   os::Executor& workers() { return *workers_; }
@@ -135,13 +145,18 @@ class Loop final : public migrate::Observer {
   os::MemoryKind memory_kind() const { return options_.memory_kind; }
   // Huge pages were to be used and the kernel has none.
   bool huge_pages_gone() const { return migrator_->huge_pages_gone() || huge_refused_; }
-  std::uint64_t effective_dram_pages() const { return effective_pages_; }
 
  private:
   explicit Loop(const LoopOptions& options, os::Ring ring);
 
   Result<migrate::Region*> install(std::unique_ptr<migrate::Region> region);
   void plan();
+  void plan_places();
+  // The next touch of the page shall be seen. False: it is not in memory.
+  bool unmap(migrate::Region& region, std::uint32_t page);
+  void heed_shortages();
+  void adopt_frame(migrate::Region& region, std::uint32_t page);
+  void set_capacity(model::Memory memory, std::uint64_t pages);
   void heed_huge_pages();
   void say_who_waits();
   Status make_memory(migrate::Region& region, std::uint32_t page_count);
@@ -159,6 +174,8 @@ class Loop final : public migrate::Observer {
   void demoted(model::PageRef page) override;
   void demote_failed(model::PageRef page) override;
   void discarded(model::PageRef page) override;
+  void placed(model::PageRef page) override;
+  void place_failed(model::PageRef page, const Status& status) override;
   void lost(const migrate::Region& region, std::uint32_t page, const char* why) override;
   void poison_in_engine(migrate::View& view, std::uint32_t page) override;
   void needs_aside(migrate::View& view, std::uint32_t page) override;
@@ -171,8 +188,9 @@ class Loop final : public migrate::Observer {
   // again.
   os::InlineExecutor checksums_;
   std::unique_ptr<tier::Store> store_;
-  tier::MemoryNode dram_;
+  tier::MemoryNodes memory_;
   Planner planner_;
+  Placer placer_;
   std::unique_ptr<migrate::Migrator> migrator_;
   EngineHand* hand_ = nullptr;
 
@@ -184,17 +202,20 @@ class Loop final : public migrate::Observer {
 
   std::deque<MoveRecord> move_log_;  // at most kMoveLogMax
   model::Moves planned_;
+  Places places_;
+  std::vector<Places::Swap> swaps_;  // whose first half is on its way
   bool changed_ = false;
   bool sampling_ = true;
-  std::uint64_t effective_pages_ = 0;  // the budget, less while the machine gives fewer frames
   std::uint64_t last_shortage_ns_ = 0;
   std::uint64_t last_shortage_log_ns_ = 0;
   std::uint64_t last_pressure_log_ns_ = 0;
   std::uint64_t last_wait_log_ns_ = 0;
+  std::uint64_t last_place_log_ns_ = 0;
   std::uint64_t huge_tried_ns_ = 0;  // for a region
   bool huge_refused_ = false;        // by the kernel, for the last region made
   os::Timer tick_;
-  os::Timer retry_;  // while a fault waits; the tick may be a second away
+  os::Timer place_tick_;  // while CXL memory is used
+  os::Timer retry_;       // while a fault waits; the tick may be a second away
 };
 
 }  // namespace kvmem::loop

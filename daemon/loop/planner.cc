@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "heat/order.h"
 #include "heat/page_ids.h"
+#include "heat/random.h"
 #include "policy/sample_budget.h"
 #include "policy/victim.h"
 #include "policy/window.h"
@@ -78,24 +79,6 @@ bool is_prefetch(Reason reason) {
   return reason >= Reason::kPrefetchOrder && reason <= Reason::kPrefetchAdvice;
 }
 
-// splitmix64 (Steele, Lea, Flood 2014): any seed is good, one word of state.
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next() {
-    std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-  }
-  // REQUIRES: bound > 0. The bias of the remainder is below 2^-32.
-  std::size_t below(std::size_t bound) { return next() % bound; }
-  double unit() { return static_cast<double>(next() >> 11) / 9007199254740992.0; }
-
- private:
-  std::uint64_t state_;
-};
-
 }  // namespace
 
 struct Planner::Impl {
@@ -137,7 +120,7 @@ struct Planner::Impl {
   policy::Recent recent;
   policy::SampleBudget budget;
   policy::Window window;
-  Random random;
+  heat::Random random;
   PlannerStats stats;
 
   std::vector<PageId> resident;  // each page at most once; pages that left are dropped when met

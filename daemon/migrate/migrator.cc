@@ -15,7 +15,16 @@ using residency::Residency;
 
 // One page on its way. The executor, ring and store each get a part that leads back here.
 struct Migrator::Move {
-  enum class Stage : std::uint8_t { kPopulate, kInHand, kRead, kCopy, kWrite, kPunch, kAside };
+  enum class Stage : std::uint8_t {
+    kPopulate,
+    kInHand,
+    kRead,
+    kCopy,
+    kWrite,
+    kPunch,
+    kAside,
+    kPlace
+  };
   static constexpr unsigned kReadTriesMax = 3;
 
   template <class Base>
@@ -37,6 +46,7 @@ struct Migrator::Move {
   Region* region = nullptr;
   std::uint32_t page = 0;
   const os::SharedMemory* memory = nullptr;  // of the page; fill: where it will lie
+  os::NodeSet nodes;                         // fill, place: of the frame it is to have
   std::shared_ptr<AsideRequest> request;     // aside: until its bytes are there
   Residency before;                          // aside: what the page was while it was filled
   Region* from = nullptr;  // fill of an inherited page: whose page is copied, busy until we end
@@ -108,15 +118,15 @@ bool has(Residency entry, std::uint8_t flag) { return (entry.flags & flag) != 0;
 
 }  // namespace
 
-Migrator::Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNode& node,
+Migrator::Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNodes& memory,
                    tier::Store* store, Observer& observer, MigratorOptions options)
     : ring_(ring),
       executor_(executor),
-      node_(node),
+      memory_(memory),
       store_(store),
       observer_(observer),
       options_(options) {
-  const std::uint32_t count = options.fills_max + options.demotes_max;
+  const std::uint32_t count = options.fills_max + options.demotes_max + options.places_max;
   KV_CHECK(count > 0 && count < 0xffff);
   for (std::uint32_t i = 0; i < count; ++i) {
     auto move = std::make_unique<Move>();
@@ -145,7 +155,7 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   KV_CHECK(move_of(region, page) == nullptr);
   busy_pages_[move.index * 2U] = busy_key(region, page);
   ++region.moves_in_flight;
-  ++(kind == Kind::kFill ? fills_ : demotes_);
+  ++(kind == Kind::kFill ? fills_ : kind == Kind::kPlace ? places_ : demotes_);
   move.kind = kind;
   move.stage = Move::Stage::kPopulate;
   move.region = &region;
@@ -185,7 +195,8 @@ void Migrator::end(Move& move) {
   move.waiters.clear();
   move.countdowns.clear();
   if (is_filling) --fills_;
-  if (move.kind != Kind::kFill) --demotes_;
+  if (move.kind == Kind::kPlace) --places_;
+  if (move.kind != Kind::kFill && move.kind != Kind::kPlace) --demotes_;
   const bool discards[] = {std::exchange(move.discard, false),
                            std::exchange(move.discard_from, false)};
   busy_pages_[move.index * 2U] = busy_pages_[move.index * 2U + 1] = kIdle;
@@ -370,7 +381,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     return true;
   }
   // (Aside: there is one, or there was none to be made when it was asked for.)
-  if (node_.free_pages() == 0 && aside == nullptr) {
+  if (memory_.free_pages() == 0 && aside == nullptr) {
     if (over_budget_ == 0 || ahead) return false;
   }
   if (fills_ >= options_.fills_max) return false;
@@ -381,7 +392,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
   }
   Move* move = begin(region, page, Kind::kFill);
   if (move == nullptr) return false;
-  if (node_.free_pages() == 0) {
+  if (memory_.free_pages() == 0) {
     if (over_budget_ > 0) --over_budget_;
     ++counters_.frames_over_budget;
   }
@@ -391,7 +402,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
     move->request = std::move(*aside);
     ++asides_;
   }
-  node_.take();
+  take_frame(region, page);
   move->takes_frame = true;
   move->ahead = ahead;
   move->from = from;
@@ -409,9 +420,10 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
 
 void Migrator::start_populate(Move& move) {
   move.stage = Move::Stage::kPopulate;
+  move.nodes = memory_[move.region->frame_of(move.page)].nodes();
   move.job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-    m.status = m.memory->populate(m.offset(), kPageBytes);
+    m.status = m.memory->populate(m.offset(), kPageBytes, m.nodes);
   };
   move.job.done = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
@@ -421,7 +433,9 @@ void Migrator::start_populate(Move& move) {
 }
 
 void Migrator::populated(Move& move) {
-  if (move.is_huge()) note_huge_page(move.status.ok());
+  // (A CXL node without huge pages is a node that is full.)
+  if (move.is_huge() && move.region->frame_of(move.page) == model::Memory::kDram)
+    note_huge_page(move.status.ok());
   if (!move.status.ok()) {
     // Whatever the kernel says, nothing has been read: the source still has the bytes.
     fill_failed(move, Status(Code::kNoMemory, move.status.what(), move.status.detail()));
@@ -576,7 +590,7 @@ void Migrator::fill_failed(Move& move, Status status) {
   const Residency entry = region.table.read(move.page);
   if (move.takes_frame) {
     (void)move.memory->punch(move.offset(), kPageBytes);
-    node_.give_back();
+    give_back_frame(region, move.page);
   }
   if (move.request != nullptr) move.request->status = status;
   region.table.publish(
@@ -587,7 +601,7 @@ void Migrator::fill_failed(Move& move, Status status) {
   } else if (status.code() == Code::kNoMemory) {
     ++counters_.populate_failures;
     if (!(move.is_huge() && huge_gone_)) {  // else it goes aside when it is tried again
-      shortage_ = true;
+      shortage_[static_cast<std::size_t>(region.frame_of(move.page))] = true;
       short_until_ns_ = os::now_ns() + kShortagePauseNs;
     }
     // Its waiters try again when a page has been punched, or the pause is over.
@@ -808,12 +822,71 @@ void Migrator::punched(Move& move) {
   KV_CHECK(move.status.ok());  // punching sealed memory of ours cannot fail
   short_until_ns_ = 0;         // there is memory again
   Region& region = *move.region;
-  node_.give_back();
+  give_back_frame(region, move.page);
   if (move.kind == Kind::kDiscard) {
     observer_.discarded(region.ref(move.page));
   } else {
     ++counters_.demotions;
     observer_.demoted(region.ref(move.page));
+  }
+  end(move);
+}
+
+void Migrator::take_frame(Region& region, std::uint32_t page) {
+  const model::Memory memory = memory_.next();
+  region.set_frame(page, memory);
+  memory_[memory].take();
+}
+
+void Migrator::move_frame(Region& region, std::uint32_t page, model::Memory to) {
+  memory_[region.frame_of(page)].give_back();
+  region.set_frame(page, to);
+  memory_[to].take();
+}
+
+void Migrator::give_back_frame(const Region& region, std::uint32_t page) {
+  memory_[region.frame_of(page)].give_back();
+}
+
+Status Migrator::place(Region& region, std::uint32_t page, model::Memory to) {
+  const Residency entry = region.table.read(page);
+  if (region.closing || move_of(region, page) != nullptr || entry.state != PageState::kResident) {
+    return Status(Code::kBusy, "moving or not resident");
+  }
+  if (region.frame_of(page) == to) return Status(Code::kBusy, "there already");
+  if (has(entry, Residency::kPinned) && to != model::Memory::kDram)
+    return Status(Code::kBusy, "pinned");
+  if (detached_ || places_ >= options_.places_max) return Status(Code::kBusy, "enough in flight");
+  Move* move = begin(region, page, Kind::kPlace);
+  if (move == nullptr) return Status(Code::kBusy, "enough in flight");
+  move->stage = Move::Stage::kPlace;
+  move->nodes = memory_[to].nodes();
+  move_frame(region, page, to);
+  move->job.work = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    m.status = m.memory->move_to(m.offset(), kPageBytes, m.nodes);
+  };
+  move->job.done = [](os::Job* job) {
+    Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
+    m.migrator->place_done(m);
+  };
+  executor_.execute(&move->job);
+  return {};
+}
+
+// The table never said otherwise: the bytes are where it says, at either end.
+void Migrator::place_done(Move& move) {
+  Region& region = *move.region;
+  const model::Memory to = region.frame_of(move.page);
+  if (move.status.ok()) {
+    ++(to == model::Memory::kDram ? counters_.pages_to_dram : counters_.pages_to_cxl);
+    observer_.placed(region.ref(move.page));
+  } else {
+    move_frame(region, move.page,
+               to == model::Memory::kDram ? model::Memory::kCxl : model::Memory::kDram);
+    ++counters_.place_failures;
+    if (move.status.code() == Code::kNoMemory) shortage_[static_cast<std::size_t>(to)] = true;
+    observer_.place_failed(region.ref(move.page), move.status);
   }
   end(move);
 }
@@ -871,7 +944,7 @@ void Migrator::discard_page(Region& region, std::uint32_t page,
   Move* move = begin(region, page, Kind::kDiscard);
   if (move == nullptr) {  // every move is taken: on the spot
     (void)region.memory_of(page).punch(static_cast<std::size_t>(page) << kPageShift, kPageBytes);
-    node_.give_back();
+    give_back_frame(region, page);
     observer_.discarded(region.ref(page));
     return;
   }
@@ -964,7 +1037,7 @@ void Migrator::close(Region& region) {
   if (region.moves_in_flight > 0) return;
   for (std::uint32_t page = 0; page < region.page_count(); ++page) {
     const Residency entry = region.table.read(page);
-    if (entry.state == PageState::kResident) node_.give_back();
+    if (entry.state == PageState::kResident) give_back_frame(region, page);
     if (entry.state == PageState::kStored || has(entry, Residency::kHasCopy)) {
       release_record(region, page, entry);
     }
@@ -1002,7 +1075,7 @@ void Migrator::ask_aside(Region& region, std::uint32_t page, const Waiting* dema
   std::erase_if(region.asks, [&](const Region::Ask& ask) {
     return ask.page == page || now > ask.again_ns + kAskForgetNs;
   });
-  region.asks.push_back({page, now + kAskAgainNs, node_.free_pages() == 0});
+  region.asks.push_back({page, now + kAskAgainNs, memory_.free_pages() == 0});
   observer_.needs_aside(*view, page);
 }
 
@@ -1036,7 +1109,7 @@ void Migrator::move_aside(Region& region, std::uint32_t page,
   const auto asked = std::find_if(region.asks.begin(), region.asks.end(),
                                   [&](const Region::Ask& ask) { return ask.page == page; });
   const bool was_asked = asked != region.asks.end();
-  const bool has_frame = node_.free_pages() > 0 || (was_asked && asked->over_budget);
+  const bool has_frame = memory_.free_pages() > 0 || (was_asked && asked->over_budget);
   if (was_asked) region.asks.erase(asked);
   const Residency entry = region.table.read(page);
   request->remaining = 1;
@@ -1078,7 +1151,7 @@ Status Migrator::moved_aside(Region& region, std::uint32_t page, bool is_mapped)
   region.table.publish(page, {move->before.source, PageState::kFresh, move->before.flags,
                               move->before.generation, move->before.slot});
   (void)move->memory->punch(move->offset(), kPageBytes);
-  node_.give_back();
+  give_back_frame(region, page);
   observer_.fill_failed(region.ref(page));
   for (const Waiting& w : move->waiters) wait(w);
   move->waiters.clear();

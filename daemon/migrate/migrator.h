@@ -14,12 +14,15 @@
 //   demote  publish writing, write-protect -> write record -> publish stored -> punch
 //   drop    publish origin|stored (the bytes are there already) -> punch
 //   discard publish fresh -> punch
+//   place   the kernel moves it to another memory node, where it stays resident: a thread that
+//           touches it meanwhile waits
 //   aside   as fill, into the region's ordinary memory -> publish resident -> the engine maps it
 //           and says so. Its engine asks for it, being told that no huge page can be had.
 // A failed or cancelled move leaves the page where it was. residency.h says why each step may be
 // the last one of a daemon that is killed.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -52,6 +55,9 @@ class Observer {
   virtual void demoted(model::PageRef page) = 0;
   virtual void demote_failed(model::PageRef page) = 0;
   virtual void discarded(model::PageRef page) = 0;
+  // A resident page lies elsewhere now; or it does not, and could not be moved.
+  virtual void placed(model::PageRef page) = 0;
+  virtual void place_failed(model::PageRef page, const Status& status) = 0;
   // `page` cannot be had back: its engine gets SIGBUS. One log line.
   virtual void lost(const Region& region, std::uint32_t page, const char* why) = 0;
   // The kernel (before 6.6) cannot poison a page from here: the engine shall map SIGBUS over it.
@@ -77,12 +83,13 @@ struct AsideRequest : Countdown {
 struct MigratorOptions {
   std::uint32_t fills_max = 32;    // in flight, demanded or ahead
   std::uint32_t demotes_max = 32;  // writing or punching
+  std::uint32_t places_max = 4;
 };
 
 class Migrator {
  public:
   // `store` may be null: anonymous pages then stay in DRAM.
-  Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNode& node, tier::Store* store,
+  Migrator(os::Ring& ring, os::Executor& executor, tier::MemoryNodes& memory, tier::Store* store,
            Observer& observer, MigratorOptions options);
   Migrator(const Migrator&) = delete;
   Migrator& operator=(const Migrator&) = delete;
@@ -98,6 +105,10 @@ class Migrator {
   // Sends a page out. kBusy: moving, not resident, or the store was full just now; kUnsupported:
   // nowhere to go.
   Status demote(Region& region, std::uint32_t page);
+  // Moves a resident page's frame. That memory may for the moment be over its budget; the page it
+  // changes places with goes next. kBusy: moving, not resident, there already, or pinned and `to`
+  // is not DRAM; or enough is on its way.
+  Status place(Region& region, std::uint32_t page, model::Memory to);
   // Fills an absent page into the region's ordinary memory. `request` ends when its bytes are there
   // and published, or with an error, and nothing has changed. After success the page rests until
   // moved_aside().
@@ -149,10 +160,13 @@ class Migrator {
 
   std::uint32_t fills_in_flight() const { return fills_; }
   std::uint32_t demotes_in_flight() const { return demotes_; }
+  std::uint32_t places_in_flight() const { return places_; }
   bool fill_in_hand() const { return in_hand_ != nullptr; }
   // A shortage of real memory was met since the last call; the budget is more than the machine
   // gives.
-  bool take_shortage() { return std::exchange(shortage_, false); }
+  bool take_shortage(model::Memory memory) {
+    return std::exchange(shortage_[static_cast<std::size_t>(memory)], false);
+  }
 
   const model::Counters& counters() const { return counters_; }
   model::Counters& counters() { return counters_; }
@@ -171,7 +185,7 @@ class Migrator {
     bool write = false;
     std::uint64_t since_ns = 0;
   };
-  enum class Kind : std::uint8_t { kFill, kDemote, kDrop, kDiscard };
+  enum class Kind : std::uint8_t { kFill, kDemote, kDrop, kDiscard, kPlace };
   // A discard that has to wait for a child's copy.
   struct Discard {
     Region* region = nullptr;
@@ -208,6 +222,12 @@ class Migrator {
   void map_resident(View& view, std::uint32_t page, bool write, std::uint64_t since_ns);
   void start_punch(Move& move);
   void punched(Move& move);
+  void place_done(Move& move);
+  // The page has a frame from now on, wherever the next one is; or none any more.
+  void take_frame(Region& region, std::uint32_t page);
+  // From the start of its way on it counts where it goes.
+  void move_frame(Region& region, std::uint32_t page, model::Memory to);
+  void give_back_frame(const Region& region, std::uint32_t page);
   void written(Move& move, Status status);
   void cancel_write(Move& move);
   void write_failed(Move& move, const Status& status);
@@ -230,7 +250,7 @@ class Migrator {
 
   os::Ring& ring_;
   os::Executor& executor_;
-  tier::MemoryNode& node_;
+  tier::MemoryNodes& memory_;
   tier::Store* store_;
   Observer& observer_;
   const MigratorOptions options_;
@@ -245,12 +265,13 @@ class Migrator {
   std::vector<std::shared_ptr<Countdown>> finished_;
   std::uint32_t fills_ = 0;
   std::uint32_t demotes_ = 0;
+  std::uint32_t places_ = 0;
   std::uint32_t reads_ = 0;  // fills whose read is under way
   Move* in_hand_ = nullptr;  // populated, its read not started; null while reads_ is 0
   std::uint64_t reads_changed_ns_ = 0;
   std::uint64_t over_budget_ = 0;
   std::uint32_t asides_ = 0;  // moves that fill a page aside or wait for the engine to map it
-  bool shortage_ = false;
+  std::array<bool, model::kMemoryCount> shortage_{};
   // Huge pages: since when none could be had (0: the last one could), when last, and whether they
   // are done without. While they are one page a second tries.
   std::uint64_t huge_short_since_ns_ = 0;

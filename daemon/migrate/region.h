@@ -63,6 +63,8 @@ struct Region {
   std::uint32_t moves_in_flight = 0;
   std::uint64_t faults = 0;  // since it was made
   bool closing = false;
+  // Of the pages that have a frame, those whose frame is CXL memory. Empty: none, and none will be.
+  std::vector<bool> in_cxl;
   // Pages that the engine was asked to move aside, and when it may be asked again.
   struct Ask {
     std::uint32_t page = 0;
@@ -84,6 +86,14 @@ struct Region {
   // Where the page lies when it is in memory.
   const os::SharedMemory& memory_of(std::uint32_t page) const {
     return (table.read(page).flags & residency::Residency::kAside) != 0 ? aside : memory;
+  }
+  model::Memory frame_of(std::uint32_t page) const {
+    return !in_cxl.empty() && in_cxl[page] ? model::Memory::kCxl : model::Memory::kDram;
+  }
+  void set_frame(std::uint32_t page, model::Memory where) {
+    if (in_cxl.empty() && where == model::Memory::kDram) return;
+    in_cxl.resize(page_count());
+    in_cxl[page] = where == model::Memory::kCxl;
   }
   std::byte* page_data(std::uint32_t page) const {
     return memory_of(page).data() + (static_cast<std::size_t>(page) << kPageShift);

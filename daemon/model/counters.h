@@ -26,8 +26,11 @@ struct Counters {
   std::uint64_t pages_forked = 0;        // copied for a forked child
   std::uint64_t frames_over_budget = 0;  // granted because nothing could be demoted
   std::uint64_t read_busy_ns = 0;        // time with at least one page being read
-  std::uint64_t read_depth_ns = 0;  // pages being read, summed over that time: / busy is the depth
-  std::uint64_t pages_aside = 0;    // moved to ordinary memory for want of a huge page
+  std::uint64_t read_depth_ns = 0;   // pages being read, summed over that time: / busy is the depth
+  std::uint64_t pages_aside = 0;     // moved to ordinary memory for want of a huge page
+  std::uint64_t pages_to_dram = 0;   // resident pages whose frame moved from CXL memory to DRAM
+  std::uint64_t pages_to_cxl = 0;    // and the other way
+  std::uint64_t place_failures = 0;  // such moves that the kernel refused
   std::uint64_t populate_failures = 0;  // the machine had no memory for a frame within the budget
 };
 

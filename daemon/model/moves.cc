@@ -23,6 +23,8 @@ constexpr std::array<Words, kReasonCount> kWords = {{
     {"evict_pressure", "demoted: over capacity and nothing better was found"},
     {"sample_due", "unmapped to learn whether it is still used"},
     {"sample_spread", "unmapped because a neighbour turned out unused"},
+    {"place_up", "from CXL memory to DRAM: used more than a page there, or there was room"},
+    {"place_down", "from DRAM to CXL memory: used less than a page there"},
 }};
 
 }  // namespace

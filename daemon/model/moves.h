@@ -36,10 +36,11 @@ enum class Reason : std::uint8_t {
   kEvictPressure,       // demoted: over capacity and nothing better was found
   kSampleDue,           // unmapped to learn whether it is still used
   kSampleSpread,        // unmapped because a neighbour turned out unused
-  kCount,
+  kPlaceUp,             // from CXL memory to DRAM: used more than what was there, or there was room
+  kPlaceDown,           // from DRAM to CXL memory: used less than what came
 };
 
-inline constexpr std::size_t kReasonCount = static_cast<std::size_t>(Reason::kCount);
+inline constexpr std::size_t kReasonCount = static_cast<std::size_t>(Reason::kPlaceDown) + 1;
 
 // A short word for counters, and a sentence for `explain`.
 std::string_view reason_name(Reason reason);

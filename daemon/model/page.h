@@ -1,6 +1,7 @@
 // Plain values that heat, policy, migration and the loop exchange.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -14,6 +15,10 @@ struct PageRef {
   std::uint32_t page = 0;  // index within the region
   bool operator==(const PageRef&) const = default;
 };
+
+// Memory that engines use where it lies: the processor's own, and that of nodes without processors.
+enum class Memory : std::uint8_t { kDram, kCxl };
+inline constexpr std::size_t kMemoryCount = 2;
 
 // What a page fault tells about a page.
 enum class Touch : std::uint8_t {

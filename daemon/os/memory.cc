@@ -1,7 +1,6 @@
 #include "os/memory.h"
 
 #include <fcntl.h>
-#include <numaif.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -111,7 +110,11 @@ Result<SharedMemory> SharedMemory::adopt(UniqueFd fd, std::size_t size_bytes, Me
   return map(std::move(fd), size_bytes, kind);
 }
 
-Status SharedMemory::populate(std::size_t offset, std::size_t size_bytes) const {
+Status SharedMemory::populate(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const {
+  const NodeBinding binding(nodes);
+  // (Whatever the reason: there is no memory to be had there.)
+  if (!binding.status().ok())
+    return Status(Code::kNoMemory, binding.status().what(), binding.status().detail());
   if (::madvise(data() + offset, size_bytes, MADV_POPULATE_WRITE) == 0) return {};
   // EFAULT: the fault would have raised SIGBUS, the pool is empty.
   if (errno == ENOMEM || errno == EFAULT)
@@ -127,11 +130,9 @@ Status SharedMemory::punch(std::size_t offset, std::size_t size_bytes) const {
   return {};
 }
 
-Status SharedMemory::bind(int node) const {
-  const unsigned long mask = 1UL << node;
-  if (::mbind(data(), size_bytes(), MPOL_BIND, &mask, sizeof mask * 8, 0) != 0)
-    return Status::from_errno("mbind");
-  return {};
+Status SharedMemory::move_to(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const {
+  const std::size_t step = kind_ == MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
+  return move_memory(data() + offset, size_bytes, step, roomiest(nodes));
 }
 
 Result<UniqueFd> reopen(int fd, int open_flags) {

@@ -11,6 +11,7 @@
 
 #include "base/status.h"
 #include "base/unique_handle.h"
+#include "os/numa.h"
 
 namespace kvmem::os {
 
@@ -37,13 +38,15 @@ class SharedMemory {
   std::size_t size_bytes() const { return mapping_.get().size_bytes; }
   MemoryKind kind() const { return kind_; }
 
-  // Allocates and zeroes [offset, offset+size). Pages that are there keep their bytes. Any thread.
-  // kNoMemory when the pool or the machine has none left.
-  Status populate(std::size_t offset, std::size_t size_bytes) const;
+  // Allocates and zeroes [offset, offset+size), from `nodes`, or wherever the kernel likes. Pages
+  // that are there keep their bytes and their place. Any thread. kNoMemory when the pool, the node
+  // or the machine has none left.
+  Status populate(std::size_t offset, std::size_t size_bytes, NodeSet nodes = {}) const;
   // Frees [offset, offset+size); it reads as absent everywhere. Any thread.
   Status punch(std::size_t offset, std::size_t size_bytes) const;
-  // Binds future pages to a NUMA node.
-  Status bind(int node) const;
+  // Moves [offset, offset+size), which is in memory, to one of `nodes`, the one with the most free.
+  // As os::move_memory().
+  Status move_to(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const;
 
  private:
   static Result<SharedMemory> map(UniqueFd fd, std::size_t size_bytes, MemoryKind kind);

@@ -11,6 +11,7 @@
 
 #include "os/clock.h"
 #include "os/memory.h"
+#include "os/numa.h"
 #include "server/probe_json.h"
 #include "server/server.h"
 
@@ -45,17 +46,17 @@ const char* state_name(PageState state) {
   return kNames[static_cast<std::size_t>(state)];
 }
 
-const char* tier_name(PageState state) {
+const char* tier_name(PageState state, model::Memory memory) {
   switch (state) {
     case PageState::kResident:
     case PageState::kWriting:
-      return "dram";
+      return memory == model::Memory::kCxl ? "cxl" : "dram";
     case PageState::kStored:
       return "nvme";
     case PageState::kOrigin:
       return "origin";
     case PageState::kFilling:
-      return "dram (arriving)";
+      return memory == model::Memory::kCxl ? "cxl (arriving)" : "dram (arriving)";
     case PageState::kFresh:
       return "none (never touched)";
     case PageState::kLost:
@@ -64,12 +65,15 @@ const char* tier_name(PageState state) {
   return "?";
 }
 
-char state_char(Residency entry) {
+// Resident pages in CXL memory have another letter of their own.
+char state_char(Residency entry, model::Memory memory, bool is_clean) {
+  const bool in_cxl = memory == model::Memory::kCxl;
   switch (entry.state) {
     case PageState::kFresh:
       return '.';
     case PageState::kResident:
-      return (entry.flags & Residency::kHasCopy) != 0 ? 'r' : 'R';
+      if (is_clean || (entry.flags & Residency::kHasCopy) != 0) return in_cxl ? 'c' : 'r';
+      return in_cxl ? 'C' : 'R';
     case PageState::kWriting:
       return 'W';
     case PageState::kStored:
@@ -89,6 +93,7 @@ json region_json(const loop::Planner& planner, const Region& region, os::MemoryK
   std::array<std::uint64_t, 8> states{};
   std::uint64_t pinned = 0;
   std::uint64_t aside = 0;
+  std::uint64_t cxl = 0;
   double heat = 0;
   for (std::uint32_t page = 0; page < region.page_count(); ++page) {
     const Residency entry = region.table.read(page);
@@ -97,6 +102,9 @@ json region_json(const loop::Planner& planner, const Region& region, os::MemoryK
     // An origin page that the file holds is resident and clean.
     pinned += (entry.flags & Residency::kPinned) != 0;
     aside += (entry.flags & Residency::kAside) != 0;
+    const bool has_frame = entry.state == PageState::kResident ||
+                           entry.state == PageState::kWriting || entry.state == PageState::kFilling;
+    cxl += has_frame && region.frame_of(page) == model::Memory::kCxl;
   }
   const auto of = [&](PageState state) { return states[static_cast<std::size_t>(state)]; };
   std::string backing = backing_name(region.memory.kind());
@@ -131,6 +139,7 @@ json region_json(const loop::Planner& planner, const Region& region, os::MemoryK
           {"sessions", sessions},
           {"resident_pages",
            of(PageState::kResident) + of(PageState::kWriting) + of(PageState::kFilling)},
+          {"cxl_pages", cxl},  // of the resident ones
           {"stored_pages", of(PageState::kStored)},
           {"origin_pages", of(PageState::kOrigin)},
           {"fresh_pages", of(PageState::kFresh)},
@@ -140,15 +149,50 @@ json region_json(const loop::Planner& planner, const Region& region, os::MemoryK
           {"faults", region.faults}};
 }
 
+// CXL memory: what it is, and what moves between it and DRAM.
+json cxl_json(loop::Loop& loop) {
+  const tier::MemoryNode& cxl = loop.cxl();
+  json nodes = json::array();
+  for (const os::NumaNode& node : os::numa_nodes()) {
+    if (!cxl.nodes().has(node.number)) continue;
+    nodes.push_back({{"node", node.number},
+                     {"total_bytes", node.total_bytes},
+                     {"free_bytes", node.free_bytes},
+                     {"distance", node.distance},
+                     {"latency_ns", node.latency_ns},
+                     {"bandwidth_bytes_s", node.bandwidth_mbps * std::uint64_t{1'000'000}},
+                     {"movable_only", node.is_movable}});
+  }
+  const model::Counters& c = loop.migrator().counters();
+  const loop::PlacerStats stats = loop.placer().stats();
+  return {{"name", "cxl"},
+          {"nodes", cxl.nodes().text()},
+          {"capacity_bytes", cxl.capacity_pages() * kPageBytes},
+          {"used_bytes", cxl.used_pages() * kPageBytes},
+          {"each_node", nodes},
+          {"pages_to_dram", c.pages_to_dram},
+          {"pages_to_cxl", c.pages_to_cxl},
+          {"place_failures", c.place_failures},
+          {"swaps_hotter", stats.swaps_hotter},
+          {"ups_room", stats.ups_room},
+          {"downs_room", stats.downs_room},
+          {"looks", stats.looks},
+          {"looks_used", stats.looks_used},
+          {"pace_bytes_s", static_cast<std::uint64_t>(stats.pace_per_s * kPageBytes)},
+          {"limit_bytes_s", static_cast<std::uint64_t>(stats.limit_per_s * kPageBytes)},
+          {"gain", stats.gain}};
+}
+
 json tiers_json(Server& server) {
-  const loop::Loop& loop = server.loop();
+  loop::Loop& loop = server.loop();
   json tiers = json::array();
   tiers.push_back({{"name", "dram"},
-                   {"node", loop.dram().node()},
+                   {"nodes", loop.dram().nodes().text()},
                    {"capacity_bytes", loop.dram().capacity_pages() * kPageBytes},
                    {"used_bytes", loop.dram().used_pages() * kPageBytes},
                    {"block_cache_bytes", server.caches().dram_pages() * kPageBytes},  // beside it
                    {"backing", backing_name(loop.memory_kind())}});
+  if (loop.cxl().budget_pages() > 0 || loop.cxl().used_pages() > 0) tiers.push_back(cxl_json(loop));
   if (const tier::Store* store = loop.store(); store != nullptr) {
     const tier::StoreStats stats = store->stats();
     tiers.push_back({{"name", "nvme"},
@@ -338,6 +382,10 @@ json status_json(Server& server, const os::Peer& peer) {
     if (p.moves[i] > 0)
       reasons[std::string(model::reason_name(static_cast<model::Reason>(i)))] = p.moves[i];
   }
+  for (const auto& [reason, pages] : {std::pair(model::Reason::kPlaceUp, c.pages_to_dram),
+                                      std::pair(model::Reason::kPlaceDown, c.pages_to_cxl)}) {
+    if (pages > 0) reasons[std::string(model::reason_name(reason))] = pages;
+  }
   json counters = {
       {"faults_missing", c.faults_missing},
       {"faults_minor", c.faults_minor},
@@ -372,7 +420,8 @@ json status_json(Server& server, const os::Peer& peer) {
       {"sessions_resumed", server.totals().resumed},
       {"requests_refused", server.totals().refused}};
   std::vector<std::string> warnings = server.warnings();
-  if (const std::uint64_t used = loop.dram().used_pages(), capacity = loop.dram().capacity_pages();
+  if (const std::uint64_t used = loop.memory().used_pages(),
+      capacity = loop.memory().capacity_pages();
       used > capacity) {
     warnings.push_back("over the DRAM budget by " + std::to_string(used - capacity) + " pages: " +
                        (loop.store() == nullptr
@@ -395,7 +444,7 @@ json status_json(Server& server, const os::Peer& peer) {
             {"rss_bytes", os::private_resident_bytes()},
             {"socket", server.config().daemon.socket},
             {"huge_pages", backing_name(loop.memory_kind())},
-            {"metadata_bytes", loop.planner().metadata_bytes()},
+            {"metadata_bytes", loop.planner().metadata_bytes() + loop.placer().metadata_bytes()},
             {"stalls", stalls_json(server, ::getpid())},
             {"warnings", warnings}}},
           {"tiers", tiers_json(server)},
@@ -429,9 +478,7 @@ json pages_json(Server& server, const Region& region, std::uint32_t first, std::
   std::string pinned(count, '0');
   for (std::uint32_t i = 0; i < count; ++i) {
     const Residency entry = region.table.read(first + i);
-    char c = state_char(entry);
-    if (c == 'R' && region.origin != nullptr) c = 'r';
-    state[i] = c;
+    state[i] = state_char(entry, region.frame_of(first + i), region.origin != nullptr);
     const double h = server.loop().planner().heat(region.ref(first + i));
     heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(std::lround(h * 9.0)), 0, 9));
     if ((entry.flags & Residency::kPinned) != 0) pinned[i] = '1';
@@ -476,15 +523,17 @@ json explain_json(Server& server, const Region& region, std::uint32_t page) {
   const auto& log = server.loop().moves();
   for (auto it = log.rbegin(); it != log.rend() && moves.size() < kExplainMovesMax; ++it) {
     if (it->region_id != region.id || it->page != page) continue;
+    const bool up = it->reason == model::Reason::kPlaceUp;
+    const bool is_place = up || it->reason == model::Reason::kPlaceDown;
     moves.push_back({{"ago_s", static_cast<double>(now - it->time_ns) / 1e9},
-                     {"from", state_name(it->from)},
-                     {"to", state_name(it->to)},
+                     {"from", is_place ? (up ? "cxl" : "dram") : state_name(it->from)},
+                     {"to", is_place ? (up ? "dram" : "cxl") : state_name(it->to)},
                      {"reason", std::string(model::reason_name(it->reason))}});
   }
   json answer = {{"region", region.slot},
                  {"page", page},
                  {"state", state_name(entry.state)},
-                 {"tier", tier_name(entry.state)},
+                 {"tier", tier_name(entry.state, region.frame_of(page))},
                  {"slot", entry.slot},
                  {"heat", view.heat},
                  {"last_touch_events_ago", view.age_touches},
@@ -534,9 +583,9 @@ json act(Server& server, const Request& request, Region& region, std::uint32_t f
   switch (request.control) {
     case ControlOp::kPromote: {
       loop.promote(region, first, count);
-      const std::uint64_t frames = loop.dram().capacity_pages();
+      const std::uint64_t frames = loop.memory().capacity_pages();
       moved = std::min<std::uint64_t>(count, frames);
-      if (moved < count) why = "DRAM holds " + std::to_string(frames) + " pages";
+      if (moved < count) why = "memory holds " + std::to_string(frames) + " pages";
       break;
     }
     case ControlOp::kDemote: {

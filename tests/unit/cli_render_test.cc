@@ -153,7 +153,7 @@ json full_status() {
     "daemon": {"pid": 4711, "version": "0.1.0", "uptime_s": 62, "rss_bytes": 12582912,
                "socket": "/run/kvmem/kvmemd.sock", "huge_pages": "hugetlb",
                "warnings": ["NUMA balancing is on"]},
-    "tiers": [{"name": "dram", "node": 0, "capacity_bytes": 1073741824, "used_bytes": 536870912},
+    "tiers": [{"name": "dram", "nodes": "0", "capacity_bytes": 1073741824, "used_bytes": 536870912},
               {"name": "nvme", "path": "/var/lib/kvmem/store", "capacity_bytes": 34359738368,
                "used_bytes": 0, "quarantined": 3,
                "disk": {"own_read_bytes_s": 2147483648.0, "other_read_bytes_s": 1048576.0,

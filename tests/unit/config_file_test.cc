@@ -22,7 +22,19 @@ using ::testing::SizeIs;
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 constexpr std::uint64_t kGiB = std::uint64_t{1} << 30;
-constexpr Machine kMachine{.memory_bytes = 16 * kGiB};
+// Two CXL expanders, of 8 and 4 GiB, beside the memory of its own.
+const Machine kMachine = [] {
+  Machine machine;
+  machine.memory_bytes = 16 * kGiB;
+  machine.nodes.resize(3);
+  machine.nodes[0].has_cpus = true;
+  machine.nodes[0].total_bytes = 16 * kGiB;
+  machine.nodes[1].number = 2;
+  machine.nodes[1].total_bytes = 8 * kGiB;
+  machine.nodes[2].number = 3;
+  machine.nodes[2].total_bytes = 4 * kGiB;
+  return machine;
+}();
 
 std::vector<std::string> problems_of(std::string_view text, const Overrides& overrides = {}) {
   std::vector<std::string> out;
@@ -56,6 +68,10 @@ runtime_dir = "/tmp/run"
 [dram]
 budget = "4GiB"
 huge_pages = "off"
+[cxl]
+nodes = "3"
+budget = "1GiB"
+migrate_limit = "64MiB"
 [nvme]
 path = "/var/lib/kvmem/store"
 size = "100GiB"
@@ -217,15 +233,46 @@ TEST(Config, TextThatIsNotTomlNamesItsLine) {
   EXPECT_THAT(problems_of("[dram]\nbudget = 1\nbudget = 2\n"), ElementsAre(HasSubstr("k.toml:3:")));
 }
 
+TEST(Config, CxlMemoryIsWhatHasNoCpus) {
+  EXPECT_EQ(config_of("").cxl.nodes.text(), "2-3");
+  EXPECT_EQ(config_of("").cxl.budget_bytes, 0u);
+  EXPECT_EQ(config_of("[cxl]\nbudget = \"50%\"\n").cxl.budget_bytes, 6 * kGiB);
+  const Config named = config_of("[cxl]\nnodes = \"3\"\nbudget = \"50%\"\n");
+  EXPECT_EQ(named.cxl.nodes.text(), "3");
+  EXPECT_EQ(named.cxl.budget_bytes, 2 * kGiB);
+  EXPECT_THAT(problems_of("[cxl]\nbudget = \"13GiB\"\n"),
+              ElementsAre(HasSubstr("k.toml:2: cxl.budget: \"13GiB\" is more than the 12GiB of")));
+  EXPECT_THAT(problems_of("[cxl]\nnodes = \"1\"\n"),
+              ElementsAre(HasSubstr("node 1 has no memory")));
+  EXPECT_THAT(problems_of("[cxl]\nnodes = \"0,2-3\"\n"),
+              ElementsAre(HasSubstr("leave a node for DRAM")));
+  EXPECT_THAT(problems_of("[cxl]\nnodes = \"2-\"\n"), ElementsAre(HasSubstr("no list of memory")));
+  EXPECT_THAT(problems_of("[cxl]\nmigrate_limit = \"1MiB\"\n"), ElementsAre(HasSubstr("8MiB")));
+}
+
+TEST(Config, WithoutSuchMemoryThereIsNoBudget) {
+  Machine machine;
+  machine.memory_bytes = 16 * kGiB;
+  machine.nodes.resize(1);
+  machine.nodes[0].has_cpus = true;
+  machine.nodes[0].total_bytes = 16 * kGiB;
+  EXPECT_TRUE(parse("", "k.toml", machine).ok());
+  const Loaded loaded = parse("[cxl]\nbudget = \"1GiB\"\n", "k.toml", machine);
+  ASSERT_THAT(loaded.problems, SizeIs(1));
+  EXPECT_THAT(loaded.problems[0].text(), HasSubstr("no memory node without CPUs; write 0"));
+}
+
 TEST(Config, CommandLineStandsInForTheFile) {
   Overrides o;
   o.dram = "25%";
+  o.cxl = "25%";
   o.socket = "/tmp/s";
   o.store = "/tmp/store";
   o.store_size = "2GiB";
   o.runtime_dir = "/tmp/r";
   const Config c = config_of("[dram]\nbudget = \"nonsense\"\n[quota]\nper_uid_dram = \"50%\"\n", o);
   EXPECT_EQ(c.dram.budget_bytes, 4 * kGiB);
+  EXPECT_EQ(c.cxl.budget_bytes, 3 * kGiB);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, 2 * kGiB);  // of the budget given
   EXPECT_EQ(c.daemon.socket, "/tmp/s");
   EXPECT_EQ(c.nvme.path, "/tmp/store");
@@ -249,8 +296,8 @@ TEST(Config, DiffSaysWhichKeysNeedARestart) {
   const auto changes = diff(config_of(""), config_of(kOther));
   EXPECT_EQ(changes.size(), keys().size());
   EXPECT_EQ(changed_keys(changes, false),
-            "daemon.socket daemon.mode daemon.group daemon.runtime_dir dram.huge_pages nvme.path "
-            "nvme.size nvme.sync_interval gpu.driver ebpf.enable cache.dram cache.store "
+            "daemon.socket daemon.mode daemon.group daemon.runtime_dir dram.huge_pages cxl.nodes "
+            "nvme.path nvme.size nvme.sync_interval gpu.driver ebpf.enable cache.dram cache.store "
             "cache.policy cache.write_through "
             "policy.prefetch_depth");
 }

@@ -500,7 +500,7 @@ TEST_F(LoopWithoutHugePages, PagesMoveAsideAndKeepTheirBytes) {
   EXPECT_EQ(aside_pages(*region), kPages);
   EXPECT_EQ(loop_->migrator().counters().pages_aside, kPages);
   EXPECT_GT(loop_->migrator().counters().demotions, 0U);
-  EXPECT_EQ(loop_->effective_dram_pages(), 16U);  // those that were given up are there again
+  EXPECT_EQ(loop_->dram().capacity_pages(), 16U);  // those that were given up are there again
   EXPECT_LE(loop_->dram().used_pages(), 17U);
 }
 
