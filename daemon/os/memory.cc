@@ -132,7 +132,12 @@ Status SharedMemory::punch(std::size_t offset, std::size_t size_bytes) const {
 
 Status SharedMemory::move_to(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const {
   const std::size_t step = kind_ == MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
-  return move_memory(data() + offset, size_bytes, step, roomiest(nodes));
+  Status status(Code::kNoMemory, "there is no node");
+  for (const int node : by_room(nodes)) {
+    status = move_memory(data() + offset, size_bytes, step, node);
+    if (status.code() != Code::kNoMemory) break;
+  }
+  return status;
 }
 
 Result<UniqueFd> reopen(int fd, int open_flags) {

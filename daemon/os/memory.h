@@ -44,8 +44,8 @@ class SharedMemory {
   Status populate(std::size_t offset, std::size_t size_bytes, NodeSet nodes = {}) const;
   // Frees [offset, offset+size); it reads as absent everywhere. Any thread.
   Status punch(std::size_t offset, std::size_t size_bytes) const;
-  // Moves [offset, offset+size), which is in memory, to one of `nodes`, the one with the most free.
-  // As os::move_memory().
+  // Moves [offset, offset+size), which is in memory, to one of `nodes`, if it can the one with the
+  // most free. As os::move_memory().
   Status move_to(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const;
 
  private:

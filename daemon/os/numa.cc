@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -202,18 +203,17 @@ Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_byt
   return {};
 }
 
-int roomiest(NodeSet nodes) {
-  int best = nodes.first();
-  if (nodes.count() == 1) return best;
-  std::uint64_t most = 0;
-  for (int node = best; node < NodeSet::kNodesMax; ++node) {
+std::vector<int> by_room(NodeSet nodes) {
+  std::vector<std::pair<std::uint64_t, int>> free;
+  for (int node = 0; node < NodeSet::kNodesMax; ++node) {
     if (!nodes.has(node)) continue;
-    const std::uint64_t free =
-        node_bytes("/sys/devices/system/node/node" + std::to_string(node), "MemFree:");
-    if (free > most) best = node;
-    most = std::max(most, free);
+    const std::string folder = "/sys/devices/system/node/node" + std::to_string(node);
+    free.emplace_back(node_bytes(folder, "MemFree:"), node);
   }
-  return best;
+  std::sort(free.rbegin(), free.rend());
+  std::vector<int> order;
+  for (const auto& [bytes, node] : free) order.push_back(node);
+  return order;
 }
 
 int node_of(std::byte* data) {

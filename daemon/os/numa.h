@@ -2,7 +2,6 @@
 // them. Any thread.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -30,8 +29,6 @@ class NodeSet {
   constexpr void add(int node) { mask_ |= std::uint64_t{1} << node; }
   constexpr NodeSet without(NodeSet other) const { return NodeSet(mask_ & ~other.mask_); }
   constexpr std::uint64_t mask() const { return mask_; }
-  constexpr int first() const { return std::countr_zero(mask_); }  // REQUIRES: not empty
-  constexpr int count() const { return std::popcount(mask_); }
   std::string text() const;  // "0-1,3"
   bool operator==(const NodeSet&) const = default;
 
@@ -82,8 +79,8 @@ bool may_move_shared_pages();
 // pages it consists of. kNoMemory: the node has none; kBusy: something holds a page (direct I/O
 // under way, registered buffers), and what is moved already is there.
 Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_bytes, int node);
-// Of `nodes`, the one with the most memory free. REQUIRES: not empty.
-int roomiest(NodeSet nodes);
+// The nodes by the memory they have free, most first.
+std::vector<int> by_room(NodeSet nodes);
 // Where the page at `data`, which is in memory, lies. -1: nobody knows.
 int node_of(std::byte* data);
 

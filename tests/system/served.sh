@@ -3,19 +3,25 @@
 # its large allocations must have been regions (the programs check), and at its end the daemon must
 # have every frame and session back.
 #
-# usage: served.sh BUILD_DIR DRAM [--restarts N | --store DEVICE] PROGRAM ARGS...
+# usage: served.sh BUILD_DIR DRAM [OPTION...] PROGRAM ARGS...
 #   --restarts N     kill -9 the daemon N times at random moments while the program runs
 #   --store DEVICE   instead of a file in the build folder
+#   --cxl SIZE       of CXL memory, in which pages must have lain
 # Exits 77 where this user may not have kernel-mode userfaults.
 set -euo pipefail
 
 build=$(realpath "$1") dram=$2
 shift 2
-restarts=0 store=''
-case $1 in
-  --restarts) restarts=$2 && shift 2 ;;
-  --store) store=$2 && shift 2 ;;
-esac
+restarts=0 store='' cxl=''
+while [[ $1 == --* ]]; do
+  case $1 in
+    --restarts) restarts=$2 ;;
+    --store) store=$2 ;;
+    --cxl) cxl=$2 ;;
+    *) echo "served: what is $1?" >&2; exit 2 ;;
+  esac
+  shift 2
+done
 
 fail() {
   echo "served: $*" >&2
@@ -32,7 +38,7 @@ work=$(mktemp -d "$build/served.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 set -- "${@//@WORK@/$work}"
 
-KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" --store "${store:-$work}" \
+KVMEM_TEST_MANAGED=1 "$build/bin/kvmemctl" run --private -v --dram "$dram" ${cxl:+--cxl "$cxl"} --store "${store:-$work}" \
   --store-size 4GiB --json-report "$work/report.json" --kvmemd "$build/bin/kvmemd" \
   --library "$build/lib/libkvmem.so" -- "$@" >"$work/out" 2>"$work/err" &
 runner=$!
@@ -61,17 +67,25 @@ fi
 grep -q '^ok ' "$work/out" || fail "it did not say ok"
 [ "$killed" = "$restarts" ] || fail "it ended before the daemon was killed $restarts times, after $killed"
 
-python3 - "$work/report.json" "$restarts" <<'PYTHON'
+python3 - "$work/report.json" "$restarts" "$cxl" <<'PYTHON'
 import json, sys
 report, restarts = json.load(open(sys.argv[1])), int(sys.argv[2])
-dram = next(t for t in report["tiers"] if t["name"] == "dram")
+memory = [t for t in report["tiers"] if t["name"] in ("dram", "cxl")]
 faults = []
 if not report["run"]["served"]:
     faults.append("the daemon served nobody")
 if report["engines"] or report["regions"]:
     faults.append("the daemon still has %d engines and %d regions" % (len(report["engines"]), len(report["regions"])))
-if dram["used_bytes"] != 0:
-    faults.append("%d bytes of frames did not come back" % dram["used_bytes"])
+for tier in memory:
+    if tier["used_bytes"] != 0:
+        faults.append("%d bytes of frames of %s did not come back" % (tier["used_bytes"], tier["name"]))
+    if tier["name"] == "cxl":
+        print("between DRAM and CXL memory: %d pages up, %d down, %d failed; %d of %d looks saw a use"
+              % (tier["pages_to_dram"], tier["pages_to_cxl"], tier["place_failures"], tier["looks_used"], tier["looks"]))
+        if tier["pages_to_dram"] == 0:
+            faults.append("no page ever moved from CXL memory to DRAM")
+if len(memory) != (2 if sys.argv[3] else 1):
+    faults.append("the daemon knows of no CXL memory")
 if report["counters"]["pages_lost"] or report["counters"]["store_corrupt"]:
     faults.append("pages were lost")
 if restarts and report["run"]["daemon_restarts"] < restarts:
