@@ -27,6 +27,8 @@ using wire::Reply;
 using wire::Request;
 
 constexpr std::uint32_t kExplainMovesMax = 16;
+// Of so many at most a number each; whoever wants those of more asks for a part at a time.
+constexpr std::uint32_t kPageNumbersMax = 1U << 16;
 
 const char* backing_name(os::MemoryKind kind) {
   switch (kind) {
@@ -476,21 +478,34 @@ json pages_json(Server& server, const Region& region, std::uint32_t first, std::
   std::string state(count, '?');
   std::string heat(count, '0');
   std::string pinned(count, '0');
+  const bool has_numbers = count <= kPageNumbersMax;
+  json heat_ppm = json::array();
+  json age_touches = json::array();
   for (std::uint32_t i = 0; i < count; ++i) {
     const Residency entry = region.table.read(first + i);
     state[i] = state_char(entry, region.frame_of(first + i), region.origin != nullptr);
-    const double h = server.loop().planner().heat(region.ref(first + i));
-    heat[i] = static_cast<char>('0' + std::clamp(static_cast<int>(std::lround(h * 9.0)), 0, 9));
+    const model::PageView view = server.loop().planner().view(region.ref(first + i));
+    heat[i] =
+        static_cast<char>('0' + std::clamp(static_cast<int>(std::lround(view.heat * 9.0)), 0, 9));
     if ((entry.flags & Residency::kPinned) != 0) pinned[i] = '1';
+    if (!has_numbers) continue;
+    heat_ppm.push_back(std::lround(view.heat * 1e6));
+    const bool is_known = view.next_use_touches != UINT64_MAX;
+    age_touches.push_back(is_known ? json(view.age_touches) : json(nullptr));
   }
-  return {{"region", region.slot},
-          {"id", std::to_string(region.id)},
-          {"page_bytes", kPageBytes},
-          {"page_count", region.page_count()},
-          {"first_page", first},
-          {"state", state},
-          {"heat", heat},
-          {"pinned", pinned}};
+  json pages = {{"region", region.slot},
+                {"id", std::to_string(region.id)},
+                {"page_bytes", kPageBytes},
+                {"page_count", region.page_count()},
+                {"first_page", first},
+                {"state", state},
+                {"heat", heat},
+                {"pinned", pinned}};
+  if (has_numbers) {
+    pages["heat_ppm"] = std::move(heat_ppm);
+    pages["age_touches"] = std::move(age_touches);  // since it was used or passed; null: never
+  }
+  return pages;
 }
 
 std::string why_sentence(const Region& region, Residency entry, const model::PageView& view) {

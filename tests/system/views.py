@@ -366,6 +366,15 @@ def heat(work):
         return sum(map(int, heats[:middle])) > 3 * sum(map(int, heats[middle:]))
 
     until("the daemon has seen which half is in use", is_learnt)
+    pages = json.loads(daemon.ctl("--json", "pages", str(region)).stdout)
+    assert len(pages["heat_ppm"]) == len(pages["age_touches"]) == pages["page_count"], pages
+    for digit, ppm in zip(pages["heat"], pages["heat_ppm"]):
+        assert abs(int(digit) - 9 * ppm / 1e6) < 0.51, (digit, ppm)
+    middle = pages["page_count"] // 2
+    used, not_used = (sorted(half)[len(half) // 2] for half in (pages["age_touches"][:middle], pages["age_touches"][middle:]))
+    assert used < not_used, (used, not_used)
+    print("ok a number a page, heat and age, as JSON")
+
     done = daemon.ctl("heat", str(region), "--seconds", "4", "--interval", "0.4", "--svg", svg,
                       env={**os.environ, "COLUMNS": "80"})
     assert done.returncode == 0, done.stderr
