@@ -25,6 +25,13 @@ Sources, each a peer on the same run:
           Only where no kdamond is there: to add one removes the others. Needs DAMON_VADDR, which the
           test machine has: tests/vm/run.sh 6.12 -- python3 tests/bench/heat.py --mib 512 --rate 1024
 
+With --sampling, instead: how often a page must be looked at, had the daemon an estimate of each page's
+frequency (daemon/heat/frequency.h), which it has not yet. The ways of looking (bench_heat_sampling.cc
+says which) are tried on traces of the same patterns:
+  0.95 from       the least rate of looks, at a half-life, from which on both ratios are 0.95
+  top K % at 1/s  the ratios at one look a page and second
+  noticed at 1/s  as above
+
 Figures are of one run each; on a machine that others use, times are noisy, shares hardly.
 """
 
@@ -423,6 +430,38 @@ def run(pattern: str, fits: bool, args: argparse.Namespace, plain_ns: float) -> 
     emit(case, "faults", faults / seconds, "1/s")
 
 
+def sampling(pattern: str, args: argparse.Namespace) -> None:
+    say(f"{pattern}, sampling")
+    seconds = 20 if pattern == "chase" else 40  # of whose links there are many
+    with tempfile.TemporaryDirectory(dir=args.on, prefix="bench_heat.") as work:
+        trace = f"{work}/trace"
+        pages = args.mib * MIB // PAGE
+        with contextlib.closing(Exerciser(work, pattern, args, None, seconds, "--trace", trace)) as program:
+            program.finish()
+        got = subprocess.run([BUILD / "bin/bench_heat_sampling", trace, str(pages)], check=True, stdout=subprocess.PIPE,
+                             text=True).stdout
+    tried: dict[tuple, list[dict]] = {}
+    for line in got.splitlines():
+        one = json.loads(line)
+        tried.setdefault((one["way"], one["half_life_s"]), []).append(one)
+    for (way, half_life_s), runs in tried.items():
+        case = f"{pattern}, {way}, {half_life_s:g} s"
+        runs.sort(key=lambda run: -run["rate"])
+        enough = None
+        for one in runs:
+            if min(one["tenth"], one["quarter"]) < 0.95:
+                break
+            enough = one["rate"]
+        emit(case, "0.95 from", enough, "1/page/s")
+        for one in runs:
+            if one["rate"] != 1:
+                continue
+            emit(case, "top 10 % at 1/s", one["tenth"], "of the most")
+            emit(case, "top 25 % at 1/s", one["quarter"], "of the most")
+            if pattern == "phase":
+                emit(case, "noticed at 1/s", one["noticed_s"] if one["noticed_s"] >= 0 else None, "s")
+
+
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--pattern", choices=PATTERNS, action="append")
@@ -435,9 +474,14 @@ def main() -> int:
     ap.add_argument("--small-pages", action="store_true", help="do not ask the kernel for huge pages")
     ap.add_argument("--on", default=str(ROOT / "build"), help="folder on the disk for the store")
     ap.add_argument("--without", choices=("faults", "DAMON"), action="append", default=[])
+    ap.add_argument("--sampling", action="store_true", help="how often a page must be looked at, without a daemon")
     ap.add_argument("--json", action="store_true", help="(always: run.sh makes the table)")
     args = ap.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was set up is taken down
+    if args.sampling:
+        for pattern in args.pattern or PATTERNS:
+            sampling(pattern, args)
+        return 0
     args.skip = dict.fromkeys(args.without, "not wanted")
     if "DAMON" not in args.skip and (why := Damon.why_not()):
         args.skip["DAMON"] = why
