@@ -241,6 +241,16 @@ bool Loop::unmap(Region& region, std::uint32_t page) {
   return true;
 }
 
+// Of huge pages that are written all the while some kernels (6.12) move none: the page's engine
+// loses its mapping, and who touches it waits until it has moved.
+Status Loop::place(model::PageRef page, model::Memory to) {
+  Region* region = by_slot_[page.region];
+  if (region == nullptr) return Status(Code::kNotFound, "the region is gone");
+  KV_TRY(migrator_->place(*region, page.page, to));
+  if (hand_ != nullptr && sampling_) (void)unmap(*region, page.page);
+  return {};
+}
+
 // Which pages lie in DRAM and which in CXL memory.
 void Loop::plan_places() {
   const std::uint64_t now = os::now_ns();
@@ -255,13 +265,12 @@ void Loop::plan_places() {
       placer_.looked_at(page, now);
   }
   for (const model::PageRef& page : places_.down) {
-    if (!migrator_->place(*by_slot_[page.region], page.page, model::Memory::kCxl).ok())
-      placer_.stayed(page);
+    if (!place(page, model::Memory::kCxl).ok()) placer_.stayed(page);
   }
   for (const Places::Swap& swap : places_.swaps) {
     const model::PageRef& first = swap.is_pair ? swap.down : swap.up;
     const model::Memory to = swap.is_pair ? model::Memory::kCxl : model::Memory::kDram;
-    if (migrator_->place(*by_slot_[first.region], first.page, to).ok()) {
+    if (place(first, to).ok()) {
       if (swap.is_pair) swaps_.push_back(swap);
       continue;
     }
@@ -697,11 +706,8 @@ void Loop::placed(model::PageRef page) {
   if (swap == swaps_.end()) return;
   const model::PageRef up = swap->up;
   swaps_.erase(swap);
-  Region* other = by_slot_[up.region];
   // (Its place may have been taken meanwhile.)
-  if (other == nullptr || dram().free_pages() == 0 ||
-      !migrator_->place(*other, up.page, model::Memory::kDram).ok())
-    placer_.stayed(up);
+  if (dram().free_pages() == 0 || !place(up, model::Memory::kDram).ok()) placer_.stayed(up);
 }
 
 void Loop::place_failed(model::PageRef page, const Status& status) {

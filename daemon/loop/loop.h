@@ -152,6 +152,7 @@ class Loop final : public migrate::Observer {
   Result<migrate::Region*> install(std::unique_ptr<migrate::Region> region);
   void plan();
   void plan_places();
+  Status place(model::PageRef page, model::Memory to);
   // The next touch of the page shall be seen. False: it is not in memory.
   bool unmap(migrate::Region& region, std::uint32_t page);
   void heed_shortages();

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <deque>
 
+#include "heat/frequency.h"
 #include "heat/page_ids.h"
 #include "heat/random.h"
-#include "heat/use_rate.h"
 #include "policy/place_pace.h"
 
 namespace kvmem::loop {
@@ -18,10 +18,10 @@ using heat::PageId;
 using model::Advice;
 using model::Memory;
 
-// What is remembered of a page. 24 bytes, only where there is CXL memory.
+// What is remembered of a page: 16 bytes with how often it is used, where there is CXL memory.
 struct Place {
-  heat::UseRate rate;
   std::uint32_t look = 0;  // since when it is looked at, in ticks; 0: it is not
+  std::uint32_t told = 0;  // for how many of them Frequency knows that it was not used
   std::uint8_t state = 0;
   std::uint8_t watch = 0;  // it has moved lately: the first use since tells what that was worth
 };
@@ -50,7 +50,9 @@ constexpr std::uint64_t kAgainNs = 5'000'000'000;   // an order to the engine ma
 constexpr std::uint32_t kAgainFromTicks = 100'000;  // 1 s
 constexpr std::uint64_t kWatchNs = 2'000'000'000;   // not used for so long: that is the answer
 constexpr std::size_t kWatchedMax = 512;
-constexpr double kUsualKept = 0.999;
+// Twenty looks in it tell rates apart that differ by half (tests/bench/run.sh heat --sampling).
+constexpr std::uint64_t kHalfLifeNs = 8'000'000'000;
+constexpr std::uint64_t kLeastWaitNs = 50'000;  // an order and a fault take that long
 
 // 10 us; they come around after twelve hours, when no look is older than some minutes.
 constexpr std::uint64_t kTickLengthNs = 10'000;
@@ -67,7 +69,10 @@ void set(std::uint8_t& bits, std::uint8_t mask, bool on) {
 
 struct Placer::Impl {
   explicit Impl(const PlacerOptions& from)
-      : options(from), pace(from.places_per_s), random(from.seed) {}
+      : options(from),
+        pace(from.places_per_s),
+        random(from.seed),
+        frequency(kHalfLifeNs, from.seed) {}
 
   struct Timed {
     PageId id;
@@ -82,6 +87,7 @@ struct Placer::Impl {
   policy::PlacePace pace;
   heat::Random random;
   heat::PageIds ids;
+  heat::Frequency frequency;
   std::vector<Place> pages;
   std::array<std::vector<PageId>, model::kMemoryCount> listed;  // what left is dropped when met
   std::array<std::size_t, model::kMemoryCount> turns{};
@@ -94,8 +100,6 @@ struct Placer::Impl {
   std::uint64_t again_ns = 0;
   double look_tokens = kLooksSaved;
   std::uint64_t last_ns = 0;
-  double usual_uses = 0;  // of all looks lately: uses, and seconds
-  double usual_seconds = 0;
   PlacerStats stats;
 
   static Memory memory_of(const Place& page) {
@@ -143,16 +147,33 @@ struct Placer::Impl {
     return kNoPage;
   }
 
-  float usual() const {
-    return usual_uses <= 0 ? 1 : static_cast<float>(usual_uses / std::max(usual_seconds, 1e-3));
+  static std::uint64_t open_ns(const Place& page, std::uint32_t now_ticks) {
+    return page.look == 0 ? 0 : (now_ticks - page.look) * kTickLengthNs;
   }
-  static float open_seconds(const Place& page, std::uint32_t now_ticks) {
-    return page.look == 0 ? 0 : static_cast<float>(now_ticks - page.look) * 1e-5F;
+  void tell(PageId id, std::uint32_t now_ticks) {
+    Place& page = pages[id];
+    if (page.look == 0) return;
+    const std::uint32_t ticks = now_ticks - page.look;
+    if (ticks <= page.told) return;
+    frequency.untouched_for(id, (ticks - page.told) * kTickLengthNs);
+    page.told = ticks;
   }
-  double rate(const Place& page, std::uint32_t now_ticks) const {
-    if (has(page.state, kKeepUp)) return 1e9;
-    if (has(page.state, kKeepDown)) return 0;
-    return page.rate.per_second(open_seconds(page, now_ticks), usual());
+  static void begin_look(Place& page, std::uint32_t now_ticks) {
+    page.look = now_ticks;
+    page.told = 0;
+  }
+  double rate(PageId id, std::uint32_t now_ticks) {
+    if (has(pages[id].state, kKeepUp)) return 1e9;
+    if (has(pages[id].state, kKeepDown)) return 0;
+    tell(id, now_ticks);
+    return frequency.per_second(id);
+  }
+  // It may be worth moving up.
+  void note_hot(PageId id) {
+    if (has(pages[id].state, kInCxl) && hot.size() < kHotMax) hot.push_back(id);
+  }
+  bool is_known(PageId id) const {
+    return pages[id].look != 0 || frequency.exposure_s(id) > 0 || has(pages[id].state, kKeepDown);
   }
 
   void used(PageId id, std::uint64_t now_ns);
@@ -177,7 +198,9 @@ void Placer::region_added(model::RegionSlot slot, std::uint32_t page_count) {
   Impl& p = *impl_;
   region_removed(slot);
   const PageId first = p.ids.add(slot, page_count);
-  if (first != kNoPage && p.pages.size() < p.ids.end()) p.pages.resize(p.ids.end());
+  if (first == kNoPage || p.pages.size() >= p.ids.end()) return;
+  p.pages.resize(p.ids.end());
+  p.frequency.resize(p.ids.end());
 }
 
 void Placer::region_removed(model::RegionSlot slot) {
@@ -193,6 +216,7 @@ void Placer::region_removed(model::RegionSlot slot) {
     page = Place{};
     page.state = listed;
   }
+  p.frequency.forget(first, count);
   const auto of_region = [first, count](PageId id) { return id - first < count; };
   std::erase_if(p.hot, of_region);
   std::erase_if(p.moved, of_region);
@@ -217,6 +241,7 @@ void Placer::advise(model::PageRef first, std::uint32_t page_count, Advice advic
       case Advice::kHot:
         set(state, kKeepDown, false);
         set(state, kKeepUp, true);
+        p.note_hot(id);
         break;
       case Advice::kCold:
         set(state, kKeepDown, true);
@@ -224,6 +249,7 @@ void Placer::advise(model::PageRef first, std::uint32_t page_count, Advice advic
         break;
       case Advice::kPin:
         set(state, kPinned | kKeepUp, true);
+        p.note_hot(id);
         break;
       case Advice::kUnpin:
         set(state, kPinned | kKeepUp, false);
@@ -242,7 +268,7 @@ void Placer::arrived(model::PageRef ref, Memory memory) {
   Place& page = p.pages[id];
   p.set_frame(id, true, memory);
   // What is known of it is from another time; and it is mapped now, or will be when it is touched.
-  page.rate.forget();
+  p.frequency.forget(id, 1);
   page.look = 0;
   page.watch = 0;
 }
@@ -268,8 +294,8 @@ void Placer::moved(model::PageRef ref, Memory memory, std::uint64_t now_ns) {
   page.watch = memory == Memory::kDram ? kMovedUp : kMovedDown;
   // A look that was open says nothing about the time since.
   if (page.look != 0) {
-    page.rate.unused_for(Impl::open_seconds(page, to_ticks(now_ns)));
-    page.look = to_ticks(now_ns);
+    p.tell(id, to_ticks(now_ns));
+    Impl::begin_look(page, to_ticks(now_ns));
   } else {
     p.moved.push_back(id);
   }
@@ -290,24 +316,19 @@ void Placer::used(model::PageRef page, std::uint64_t now_ns) {
 void Placer::Impl::used(PageId id, std::uint64_t now_ns) {
   Place& page = pages[id];
   if (page.look == 0) return;
-  const float seconds =
-      std::max(open_seconds(page, to_ticks(now_ns)), heat::UseRate::kLeastSeconds);
+  const std::uint64_t wait_ns = std::max(open_ns(page, to_ticks(now_ns)), kLeastWaitNs);
+  frequency.touched_after(id, wait_ns, page.told * kTickLengthNs);
   page.look = 0;
-  page.rate.used_after(seconds);
   ++stats.looks_used;
-  usual_uses = usual_uses * kUsualKept + 1;
-  usual_seconds = usual_seconds * kUsualKept + seconds;
-  answer(page, 1 / seconds);
-  if (has(page.state, kInCxl) && hot.size() < kHotMax) hot.push_back(id);
+  answer(page, 1e9 / static_cast<double>(wait_ns));
+  note_hot(id);
 }
 
 void Placer::looked_at(model::PageRef ref, std::uint64_t now_ns) {
   Impl& p = *impl_;
   const PageId id = p.ids.id(ref);
   if (id == kNoPage || !has(p.pages[id].state, kHasFrame)) return;
-  Place& page = p.pages[id];
-  if (page.look != 0) page.rate.unused_for(Impl::open_seconds(page, to_ticks(now_ns)));
-  page.look = to_ticks(now_ns);
+  if (p.pages[id].look == 0) Impl::begin_look(p.pages[id], to_ticks(now_ns));
 }
 
 // Pages that moved and were not used since.
@@ -316,7 +337,8 @@ void Placer::Impl::settle_watched(std::uint32_t now_ticks) {
     const Timed& watch = watched.front();
     if (now_ticks - watch.since < kWatchNs / kTickLengthNs) break;
     Place& page = pages[watch.id];
-    if (page.look != 0) answer(page, 0.5 / std::max(open_seconds(page, now_ticks), 0.5F));
+    const std::uint64_t unused_ns = std::max<std::uint64_t>(open_ns(page, now_ticks), 500'000'000);
+    if (page.look != 0) answer(page, 0.5e9 / static_cast<double>(unused_ns));
     page.watch = 0;
     watched.pop_front();
   }
@@ -334,7 +356,7 @@ void Placer::Impl::choose_looks(std::uint64_t now_ns, Places& out) {
   const auto look = [&](PageId id) {
     Place& page = pages[id];
     if (page.look != 0 || !has(page.state, kHasFrame) || has(page.state, kMoving)) return;
-    page.look = now_ticks;  // at once, so that it is not drawn again
+    begin_look(page, now_ticks);  // at once, so that it is not drawn again
     looks.push_back({id, now_ticks});
     look_tokens -= 1;
     out.looks.push_back(ids.page(id));
@@ -375,7 +397,7 @@ void Placer::Impl::choose_moves(std::uint64_t now_ns, std::int64_t dram_room, Pl
     for (const Rated& known : to) {
       if (known.id == id) return;
     }
-    to.push_back({rate(page, now_ticks), id});
+    to.push_back({rate(id, now_ticks), id});
   };
   for (const PageId id : hot) {
     if (has(pages[id].state, kInCxl)) consider(id, up);
@@ -384,6 +406,7 @@ void Placer::Impl::choose_moves(std::uint64_t now_ns, std::int64_t dram_room, Pl
   for (std::size_t i = 0; i < kUpDraws; ++i) {
     if (const PageId id = draw(Memory::kCxl); id != kNoPage) consider(id, up);
   }
+  const auto is_told = [&](PageId id) { return has(pages[id].state, kKeepUp); };
   const auto hotter = [](const Rated& a, const Rated& b) {
     return a.rate != b.rate ? a.rate > b.rate : a.id < b.id;
   };
@@ -399,7 +422,12 @@ void Placer::Impl::choose_moves(std::uint64_t now_ns, std::int64_t dram_room, Pl
     ++stats.ups_room;
     pace.moved(1);
   }
-  if (dram_room >= 0 && (pace.to_exchange() < 2 || next_up == up.size())) return;
+  // What an engine asked for does not have to pay.
+  const auto may_exchange = [&] {
+    if (next_up == up.size() || out.swaps.size() >= kSwapsMax) return false;
+    return (is_told(up[next_up].id) ? pace.to_move() : pace.to_exchange()) >= 2;
+  };
+  if (dram_room >= 0 && !may_exchange()) return;
   for (std::size_t i = 0; i < kDownDraws; ++i) {
     const PageId id = draw(Memory::kDram);
     if (id != kNoPage && !has(pages[id].state, kKeepUp)) consider(id, down);
@@ -415,15 +443,14 @@ void Placer::Impl::choose_moves(std::uint64_t now_ns, std::int64_t dram_room, Pl
   }
   for (; next_down < down.size(); ++next_down) {
     const Rated& other = down[next_down];
-    if (next_up == up.size() || pace.to_exchange() < 2 || out.swaps.size() >= kSwapsMax) break;
-    // Of either something is known.
-    const Place& page = pages[other.id];
-    if (!page.rate.is_known() && page.look == 0 && !has(page.state, kKeepDown)) continue;
+    if (!may_exchange()) break;
+    if (!is_known(other.id)) continue;
     if (up[next_up].rate < kSwapRatio * other.rate) break;
+    const bool is_paced = !is_told(up[next_up].id);
     out.swaps.push_back({start(up[next_up].id), start(other.id), true});
     ++next_up;
     ++stats.swaps_hotter;
-    pace.exchanged(2);
+    is_paced ? pace.exchanged(2) : pace.moved(2);
   }
 }
 
@@ -431,6 +458,7 @@ void Placer::plan(std::uint64_t now_ns, std::int64_t dram_room, bool may_look, P
   Impl& p = *impl_;
   out.clear();
   if (p.pace.limit_per_s() <= 0) return;
+  p.frequency.advance(now_ns);
   p.settle_watched(to_ticks(now_ns));
   if (may_look) p.choose_looks(now_ns, out);
   p.choose_moves(now_ns, dram_room, out);
@@ -439,7 +467,7 @@ void Placer::plan(std::uint64_t now_ns, std::int64_t dram_room, bool may_look, P
 
 double Placer::uses_per_second(model::PageRef page, std::uint64_t now_ns) const {
   const PageId id = impl_->ids.id(page);
-  return id == kNoPage ? 0 : impl_->rate(impl_->pages[id], to_ticks(now_ns));
+  return id == kNoPage ? 0 : impl_->rate(id, to_ticks(now_ns));
 }
 
 PlacerStats Placer::stats() const {
@@ -451,7 +479,7 @@ PlacerStats Placer::stats() const {
 }
 
 std::uint64_t Placer::metadata_bytes() const {
-  std::uint64_t bytes = impl_->pages.capacity() * sizeof(Place);
+  std::uint64_t bytes = impl_->pages.capacity() * sizeof(Place) + impl_->frequency.metadata_bytes();
   for (const auto& list : impl_->listed) bytes += list.capacity() * sizeof(PageId);
   return bytes;
 }

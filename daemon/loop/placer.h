@@ -2,7 +2,7 @@
 // all is the Planner's; both hear the same facts. Knows no I/O and no clock: time is handed in.
 // Owned by one thread.
 //
-// Pages are looked at in turn: a mapping is taken away, and the next use is seen (heat/use_rate.h).
+// Pages are looked at in turn: a mapping is taken away, and the next use is seen (heat/frequency.h).
 // The most used pages of CXL memory change places with the least used of DRAM, of a few drawn at
 // random, while one is used at least twice as often as the other, and at a pace that follows what
 // it brings (policy/place_pace.h).

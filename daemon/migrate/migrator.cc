@@ -1,7 +1,9 @@
 #include "migrate/migrator.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "base/check.h"
 #include "os/clock.h"
@@ -90,6 +92,9 @@ constexpr std::uint64_t kHugeRetryNs = 1'000'000'000;
 constexpr std::uint64_t kAskAgainNs = 100'000'000;  // a command may be lost
 constexpr std::uint64_t kAskSoonNs = 10'000'000;    // after an answer "later"
 constexpr std::uint64_t kAskForgetNs = 10'000'000'000;
+// The engine may be about to give up its mapping. Two milliseconds of a worker's.
+constexpr unsigned kPlaceTriesMax = 8;
+constexpr std::chrono::microseconds kPlaceAgain{250};
 constexpr std::uint32_t kAsidesMax = 8;  // being filled at once
 
 // No view and no child: nobody will see its pages again. Closing alone still serves children.
@@ -864,7 +869,11 @@ Status Migrator::place(Region& region, std::uint32_t page, model::Memory to) {
   move_frame(region, page, to);
   move->job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
-    m.status = m.memory->move_to(m.offset(), kPageBytes, m.nodes);
+    for (unsigned tries = 0; tries < kPlaceTriesMax; ++tries) {
+      if (tries > 0) std::this_thread::sleep_for(kPlaceAgain);
+      m.status = m.memory->move_to(m.offset(), kPageBytes, m.nodes);
+      if (m.status.code() != Code::kBusy) break;
+    }
   };
   move->job.done = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;

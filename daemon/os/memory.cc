@@ -131,9 +131,10 @@ Status SharedMemory::punch(std::size_t offset, std::size_t size_bytes) const {
 }
 
 Status SharedMemory::move_to(std::size_t offset, std::size_t size_bytes, NodeSet nodes) const {
-  const std::size_t step = kind_ == MemoryKind::kHugeTlb ? kPageBytes : kOsPageBytes;
+  const bool huge = kind_ == MemoryKind::kHugeTlb;
+  const std::size_t step = huge ? kPageBytes : kOsPageBytes;
   Status status(Code::kNoMemory, "there is no node");
-  for (const int node : by_room(nodes)) {
+  for (const int node : by_room(nodes, huge)) {
     status = move_memory(data() + offset, size_bytes, step, node);
     if (status.code() != Code::kNoMemory) break;
   }

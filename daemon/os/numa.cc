@@ -13,7 +13,7 @@
 #include <cstdio>
 #include <fstream>
 #include <sstream>
-#include <utility>
+#include <tuple>
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -203,16 +203,18 @@ Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_byt
   return {};
 }
 
-std::vector<int> by_room(NodeSet nodes) {
-  std::vector<std::pair<std::uint64_t, int>> free;
+std::vector<int> by_room(NodeSet nodes, bool huge) {
+  std::vector<std::tuple<std::uint64_t, std::uint64_t, int>> free;
   for (int node = 0; node < NodeSet::kNodesMax; ++node) {
     if (!nodes.has(node)) continue;
     const std::string folder = "/sys/devices/system/node/node" + std::to_string(node);
-    free.emplace_back(node_bytes(folder, "MemFree:"), node);
+    const std::uint64_t pool =
+        huge ? number_in(folder + "/hugepages/hugepages-2048kB/free_hugepages") : 0;
+    free.emplace_back(pool, node_bytes(folder, "MemFree:"), node);
   }
   std::sort(free.rbegin(), free.rend());
   std::vector<int> order;
-  for (const auto& [bytes, node] : free) order.push_back(node);
+  for (const auto& entry : free) order.push_back(std::get<2>(entry));
   return order;
 }
 

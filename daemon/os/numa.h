@@ -79,8 +79,9 @@ bool may_move_shared_pages();
 // pages it consists of. kNoMemory: the node has none; kBusy: something holds a page (direct I/O
 // under way, registered buffers), and what is moved already is there.
 Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_bytes, int node);
-// The nodes by the memory they have free, most first.
-std::vector<int> by_room(NodeSet nodes);
+// The nodes by the memory they have free, most first; `huge`: by the pages of 2 MiB free in their
+// pools, before what is free besides.
+std::vector<int> by_room(NodeSet nodes, bool huge);
 // Where the page at `data`, which is in memory, lies. -1: nobody knows.
 int node_of(std::byte* data);
 

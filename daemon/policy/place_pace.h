@@ -1,7 +1,7 @@
 // PlacePace: how many pages a second may change places between DRAM and CXL memory. No more than
 // the limit; and it adapts to what earlier moves brought: of the pages that were moved up and down
 // it hears how often they are used since. Where those moved up are not used clearly more often, the
-// choice was noise, and the pace halves; where they are, it doubles, or more. It never stops: what
+// choice was noise, and the pace halves, or more; where they are, it doubles, or more. It never stops: what
 // does not pay now may later. Pure: time is handed in.
 //
 // Uses a second are compared as logarithms: of two pages alike one look may see ten times the rate
@@ -46,7 +46,7 @@ class PlacePace {
     if (!is_plain && (up_.count < kLooksMin || down_.count < kLooksMin)) return;
     gain_ = std::exp(more);
     if (more < kPaysFrom) {
-      pace_ = std::max(pace_ / 2, limit_ * kLeastShare);
+      pace_ = std::max(pace_ / (more < 0 ? 4 : 2), limit_ * kLeastShare);
     } else if (more - error > kPaysFrom) {
       pace_ = std::min(pace_ * (is_plain ? 4 : 2), limit_);
     }

@@ -19,9 +19,10 @@ served() { "$system/served.sh" "$build" 64MiB --store /dev/nvme0n1 "$@"; }
 "$build/bin/kvmemd" --help | grep -q -- --cxl || fail "kvmemd knows of no --cxl"
 served --cxl 48MiB "$build/programs/writers" 160 2 6
 
-# The far node's pool is the larger: it is taken from first.
-pools=('0 40' '1 20')
-[ -z "$with_cxl" ] || pools=('0 40' '1 12' '2 4')
+# The nearer node's pool is taken from first. Each has four pages to spare, to change places by: without
+# them the kernel takes ordinary memory, and pages of the pools move with those of the program.
+pools=('0 40' '1 24')
+[ -z "$with_cxl" ] || pools=('0 40' '1 12' '2 8')
 cxl=0
 for pool in "${pools[@]}"; do
   read -r node pages <<<"$pool"
@@ -29,7 +30,7 @@ for pool in "${pools[@]}"; do
   [ "$(cat "$(huge "$node" free_hugepages)")" = "$pages" ] || fail "node $node has not $pages huge pages"
   [ "$node" = 0 ] || cxl=$((cxl + pages))
 done
-served --cxl "$((cxl * 2))MiB" "$build/programs/writers" 160 2 6 &
+served --cxl "$((cxl * 2 - 8))MiB" "$build/programs/writers" 160 2 6 &
 runner=$!
 declare -A least
 while kill -0 $runner 2>/dev/null; do
