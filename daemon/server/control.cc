@@ -202,6 +202,7 @@ json tiers_json(Server& server) {
                      {"capacity_bytes", stats.slots_max * kPageBytes},
                      {"used_bytes", (stats.slots_live[0] + stats.slots_live[1]) * kPageBytes},
                      {"blocks_bytes", stats.slots_live[1] * kPageBytes},
+                     {"blocks_unsynced_bytes", stats.slots_unsynced * kPageBytes},
                      {"blocks_unasked_bytes", server.caches().records().pages_left() * kPageBytes},
                      {"file_bytes", stats.file_bytes},
                      {"disk", disk_json(server)},

@@ -127,6 +127,7 @@ StoreStats Store::stats() const {
   }
   stats.slots_retired = s.table.retired();
   stats.slots_unclaimed = s.table.unclaimed();
+  stats.slots_unsynced = s.table.unsynced();
   stats.segments_failed = s.table.failed();
   stats.file_bytes = s.geometry.segment_offset(s.table.segments_used());
   return stats;

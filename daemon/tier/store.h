@@ -172,6 +172,8 @@ struct StoreStats {
   std::uint64_t slots_live[2] = {};  // by RecordKind
   std::uint64_t slots_retired = 0;
   std::uint64_t slots_unclaimed = 0;  // recovered and neither claimed nor released
+  // Persistent, and not durable before the next sync has ended. Those in failed segments never are.
+  std::uint64_t slots_unsynced = 0;
   std::uint64_t segments_failed = 0;
   std::uint64_t file_bytes = 0;
   std::uint64_t inflight = 0;

@@ -379,6 +379,13 @@ void StoreTable::fail(std::uint32_t i) {
 
 // -- syncs ----------------------------------------------------------------------------------------
 
+std::uint64_t StoreTable::unsynced() const {
+  int slots = 0;
+  for (std::uint32_t i : dirty_) slots += std::popcount(segments_[i].unsynced);
+  for (std::uint32_t i : syncing_) slots += std::popcount(segments_[i].syncing);
+  return static_cast<std::uint64_t>(slots);
+}
+
 void StoreTable::begin_sync() {
   KV_CHECK(syncing_.empty());
   syncing_.swap(dirty_);

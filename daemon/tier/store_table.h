@@ -111,6 +111,7 @@ class StoreTable {
   // -- syncs
   // ---------------------------------------------------------------------------------------
   bool dirty() const { return !dirty_.empty(); }
+  std::uint64_t unsynced() const;  // persistent records that a sync has yet to make durable
   void begin_sync();
   void end_sync();                         // what begin_sync() saw is durable
   void fail_unsynced();                    // segments with records that are not durable fail

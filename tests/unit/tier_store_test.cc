@@ -316,9 +316,12 @@ TEST_F(Store, PersistentIsDurableAfterTheInterval) {
   store_->tick(1'000);
   EXPECT_TRUE(loop_->empty());
   EXPECT_FALSE(is_durable(1, 1, a.locator));
+  EXPECT_EQ(store_->stats().slots_unsynced, 1U);
   store_->tick(1'000 + options_.sync_interval_ns);
+  EXPECT_EQ(store_->stats().slots_unsynced, 1U);  // under way
   settle();
   EXPECT_TRUE(is_durable(1, 1, a.locator));
+  EXPECT_EQ(store_->stats().slots_unsynced, 0U);
   EXPECT_FALSE(store_->wants_tick());
 }
 
