@@ -350,6 +350,7 @@ void Store::Impl::on_read(os::Completion* self, int result, std::uint32_t /*flag
   }
   if (error != 0) {
     ++s.stats.read_errors;
+    s.table.read_failed(op->slot);
     s.finish_read(op, Status::from_errno("store: read", error));
     return;
   }

@@ -32,7 +32,8 @@
 //            writing -> live       written
 //            live -> free          released (waits for reads in flight)
 //            live|writing -> retired   did not verify, or the device failed it; not used again
-//                                  before the next open
+//                                  before the next open. Where the device failed a read that is
+//                                  when the record is released: it may be had the next time
 //
 // SEGMENT EPOCHS. Opening an empty segment writes a header with a fresh epoch and syncs it before
 // the first record, so whatever the segment held in an earlier life fails the epoch check. Epochs

@@ -242,6 +242,11 @@ void StoreTable::claim(std::uint32_t slot) {
   slots_[slot].unclaimed = 0;
 }
 
+void StoreTable::read_failed(std::uint32_t slot) {
+  const SlotState now = state(slots_[slot]);
+  if (now == SlotState::kLive || now == SlotState::kReleasing) slots_[slot].unreadable = 1;
+}
+
 void StoreTable::release(std::uint32_t slot) {
   KV_CHECK(state(slots_[slot]) == SlotState::kLive);
   claim(slot);
@@ -251,6 +256,11 @@ void StoreTable::release(std::uint32_t slot) {
 
 void StoreTable::set_free(std::uint32_t slot) {
   KV_CHECK(state(slots_[slot]) == SlotState::kReleasing);
+  if (slots_[slot].unreadable != 0) {
+    retire(slot);
+    forget_retired(slot);
+    return;
+  }
   const unsigned kind = slots_[slot].kind;
   --live_[kind];
   slots_[slot] = {};

@@ -20,13 +20,14 @@ enum class SlotState : std::uint8_t { kFree, kWriting, kLive, kReleasing, kRetir
 struct Slot {
   Key key;
   std::uint64_t generation : kGenerationBits;
-  std::uint64_t state : 3;      // SlotState
-  std::uint64_t kind : 1;       // RecordKind
-  std::uint64_t unclaimed : 1;  // recovered, and nobody asked for it yet
-  std::uint64_t readers : 11;
+  std::uint64_t state : 3;       // SlotState
+  std::uint64_t kind : 1;        // RecordKind
+  std::uint64_t unclaimed : 1;   // recovered, and nobody asked for it yet
+  std::uint64_t unreadable : 1;  // the device failed a read of it: retired when it is released
+  std::uint64_t readers : 10;
 };
 static_assert(sizeof(Slot) == 24);
-inline constexpr unsigned kSlotReadersMax = (1U << 11) - 1;
+inline constexpr unsigned kSlotReadersMax = (1U << 10) - 1;
 
 enum class SegmentState : std::uint8_t {
   kEmpty,  // also: never used
@@ -85,6 +86,7 @@ class StoreTable {
   void write_failed(std::uint32_t slot, bool retire);  // writing -> retired or free
   bool begin_read(std::uint32_t slot);                 // false: too many readers
   void end_read(std::uint32_t slot);
+  void read_failed(std::uint32_t slot);  // by the device
   void release(std::uint32_t slot);
   void forget_retired(std::uint32_t slot);  // its owner knows; the name goes
   void retire(std::uint32_t slot);          // live|releasing -> retired

@@ -555,6 +555,21 @@ TEST_F(Store, WriteErrorRetiresTheSlotAlone) {
   EXPECT_TRUE(swap(2, 2).status.ok());
 }
 
+TEST_F(Store, SlotThatTheDeviceFailedToReadIsNotUsedAgain) {
+  ASSERT_TRUE(open().ok());
+  const Written bad = swap(1);
+  media_->faults.read_error = 1;
+  EXPECT_EQ(read(1, 1, bad.locator), Code::kErrno);
+  media_->faults.read_error = 0;
+  EXPECT_EQ(read(1, 1, bad.locator), Code::kOk);  // this time
+  EXPECT_EQ(store_->stats().slots_retired, 0U);
+  ASSERT_TRUE(release(1, 1, bad.locator).ok());
+  EXPECT_EQ(store_->stats().slots_retired, 1U);
+  EXPECT_EQ(read(1, 1, bad.locator), Code::kNotFound);
+  for (std::uint64_t key = 2; key <= 12; ++key) EXPECT_NE(swap(key).locator, bad.locator) << key;
+  store_->validate();
+}
+
 TEST_F(Store, FailedSyncFailsItsSegmentAndIsNotRepeated) {
   ASSERT_TRUE(open().ok());
   const Written kept = persist(1);
