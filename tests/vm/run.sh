@@ -15,9 +15,13 @@
 #   --disk FILE             backs the NVMe disk and stays, made if it is not there; else a new, empty disk
 #   --disk-throttle BYTES   a second, of the disk's reads and writes together
 #   --disk-error SECTOR     of 512 bytes, whose reads fail
+#   --disk-log FILE         what is written to the disk, and each flush, in the order in which the disk has
+#                           done it, as the kernel's dm-log-writes has it (disk_log.py); made anew
 #   --cxl                   with CXL memory
 #   --power-cut-after S     the machine is killed S seconds after the program started; the disk then has
-#                           what was synced, and of 64 KiB first written to since, nothing
+#                           what was synced, and of 64 KiB first written to since, nothing. QEMU's disk
+#                           says that it knows FUA and takes no notice of it: what a file system commits
+#                           is synced only behind a loop device, which does not know it
 #   --power-cut-when FILE   those seconds begin when it is there, written by the program below a --bind
 #   --timeout S             the machine is killed S seconds after its start (default 120)
 #
@@ -35,17 +39,18 @@ refuse() {
   exit 2
 }
 
-kernel='' binds=() disk='' throttle='' error='' cxl='' cut='' cut_when='' timeout=120
+kernel='' binds=() disk='' log='' throttle='' error='' cxl='' cut='' cut_when='' timeout=120
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     6.1 | 6.12) kernel=$1 ;;
     --cxl) cxl=1 ;;
-    --bind | --disk | --disk-throttle | --disk-error | --power-cut-after | --power-cut-when | --timeout)
+    --bind | --disk | --disk-log | --disk-throttle | --disk-error | --power-cut-after | --power-cut-when | --timeout)
       [ $# -gt 1 ] || refuse "$1 wants a value"
       case $1 in
         --bind) binds+=("$(realpath -e "$2")") ;;
         --disk) disk=$(realpath "$2") ;;
+        --disk-log) log=$(realpath "$2") ;;
         --disk-throttle) throttle=$2 ;;
         --disk-error) error=$2 ;;
         --power-cut-after) cut=$2 ;;
@@ -82,7 +87,7 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay nvme crc32c_generic ext4)
+modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay nvme loop crc32c_generic ext4)
 [ "$kernel" = 6.1 ] || modules+=(cxl_acpi cxl_pci cxl_mem cxl_port dax_cxl device_dax kmem)
 initrd=$vm/initrd-$release.gz
 (
@@ -162,6 +167,13 @@ if [ -n "$error" ]; then
   options+=(-blockdev "driver=blkdebug,node-name=faulty,image=$node,inject-error.0.event=none,\
 inject-error.0.iotype=read,inject-error.0.errno=5,inject-error.0.sector=$error")
   node=faulty
+fi
+if [ -n "$log" ]; then
+  # A flush takes no time here, so that what is before it in the log is what it covers.
+  : >"$log"
+  options+=(-blockdev "driver=file,node-name=log,filename=${log//,/,,},cache.no-flush=on"
+    -blockdev "driver=blklogwrites,node-name=logged,file=$node,log=log,log-sector-size=512")
+  node=logged
 fi
 options+=(-device "nvme,serial=kvmem,drive=$node,bus=pcie.0")
 
