@@ -21,6 +21,8 @@ enum Rule : unsigned { kReturns, kCounts, kRecency };
 constexpr unsigned kRules = 3;
 // The real one, then a shadow for each rule.
 constexpr unsigned kSets = 1 + kRules;
+constexpr std::uint8_t kAllSets = (1U << kSets) - 1;
+constexpr std::uint8_t kShadows = kAllSets & ~1U;
 
 // What follows a block that more than these have followed is the next conversation with the same
 // prompt, not this conversation's next turn.
@@ -89,6 +91,7 @@ class Kvmem final : public BlockPolicy {
   }
   std::size_t resident_blocks() const override { return sets_[0].size; }
   std::size_t known_blocks() const override { return ids_.size() + ghosts_; }
+  double next_to_go(std::uint64_t time_ms) override;
 
   void serve(const BlockRequest& request, std::vector<BlockKey>* gone) override;
   void set_capacity(std::size_t blocks, std::vector<BlockKey>* gone) override {
@@ -143,10 +146,12 @@ class Kvmem final : public BlockPolicy {
   std::uint32_t ghost_owner(BlockKey key, std::uint32_t parent) const;
   std::uint32_t revive(std::uint32_t piece, std::uint32_t parent);
   Piece begin_request(const BlockRequest& request, std::size_t matched) const;
+  std::uint8_t kind_of(const BlockRequest& request, std::size_t i) const;
+  std::size_t admitted(const BlockRequest& request, Piece like) const;
 
   // Who owns what.
   void take(std::uint32_t block);
-  void own(const BlockRequest& request, Piece like);
+  void own(const BlockRequest& request, Piece like, std::size_t admitted);
   std::uint32_t new_piece(const Piece& like);
   void bury(std::uint32_t piece);
 
@@ -164,12 +169,13 @@ class Kvmem final : public BlockPolicy {
   }
   void pass_time(std::uint64_t now_ms);
   void choose_rule();
-  void admit(std::uint32_t block);
+  void admit(std::uint32_t block, std::uint8_t sets);
   void put(unsigned set, std::uint32_t piece);
   void offer(unsigned set, std::uint32_t block);
   void renew(std::uint32_t piece);
   void refresh();
   void requeue(unsigned set);
+  std::uint32_t pop_least(unsigned set);
   void shrink(unsigned set, std::vector<BlockKey>* gone);
   std::uint32_t evict(unsigned set, std::uint32_t piece, std::vector<BlockKey>* gone);
 
@@ -304,6 +310,29 @@ Piece Kvmem::begin_request(const BlockRequest& request, std::size_t matched) con
   return like;
 }
 
+// Of the path's block, when it is the request's.
+std::uint8_t Kvmem::kind_of(const BlockRequest& request, std::size_t i) const {
+  const std::uint32_t refs = blocks_[path_[i]].refs + 1;
+  const bool is_tail = request.tail_is_partial && i + 1 == request.path.size() && refs == 1;
+  return is_tail ? ReturnModel::kTail : ReturnModel::kind_of(refs);
+}
+
+// How much of the path may be resident.
+std::size_t Kvmem::admitted(const BlockRequest& request, Piece like) const {
+  if (request.admission == nullptr) return path_.size();
+  std::optional<double> chance;
+  for (std::size_t i = request.free_blocks; i < path_.size(); ++i) {
+    if ((blocks_[path_[i]].resident & 1) != 0) continue;
+    const std::uint8_t kind = kind_of(request, i);
+    if (!chance || kind != like.run.kind) {
+      like.run.kind = kind;
+      chance = model_.chance_of_return(like.run, 0);
+    }
+    if (!request.admission->admits(*chance)) return i;
+  }
+  return path_.size();
+}
+
 // -------------------------------------------------------------------------------- who owns what
 
 // The block has been asked for again: its owner loses it.
@@ -350,14 +379,14 @@ void Kvmem::bury(std::uint32_t piece) {
   free_pieces_.push_back(piece);
 }
 
-// The path's blocks are the request's from now on, in pieces of one kind each.
-void Kvmem::own(const BlockRequest& request, Piece like) {
+// The path's blocks are the request's from now on, in pieces of one kind each. Those beyond
+// `admitted` are in the shadows only: to be learned from.
+void Kvmem::own(const BlockRequest& request, Piece like, std::size_t admitted) {
   std::uint32_t piece = kNone;
   for (std::size_t i = 0; i < path_.size(); ++i) {
     Block& block = blocks_[path_[i]];
+    const std::uint8_t kind = kind_of(request, i);
     ++block.refs;
-    const bool is_tail = request.tail_is_partial && i + 1 == request.path.size() && block.refs == 1;
-    const std::uint8_t kind = is_tail ? ReturnModel::kTail : ReturnModel::kind_of(block.refs);
     if (piece == kNone || kind != like.run.kind) {
       like.run.kind = kind;
       piece = new_piece(like);
@@ -365,9 +394,10 @@ void Kvmem::own(const BlockRequest& request, Piece like) {
     Piece& p = pieces_[piece];
     p.refs = block.refs;
     p.blocks.push_back(path_[i]);
-    p.end.fill(++p.length);
+    ++p.length;
+    for (unsigned set = i < admitted ? 0 : 1; set < kSets; ++set) p.end[set] = p.length;
     block.piece = piece;
-    admit(path_[i]);
+    admit(path_[i], i < admitted ? kAllSets : kShadows);
   }
 }
 
@@ -494,12 +524,12 @@ void Kvmem::choose_rule() {
   requeue(0);
 }
 
-// Resident in all sets from now on.
-void Kvmem::admit(std::uint32_t block) {
+// Resident in these sets from now on.
+void Kvmem::admit(std::uint32_t block, std::uint8_t sets) {
   Block& b = blocks_[block];
   for (unsigned set = 0; set < kSets; ++set) {
     const auto bit = static_cast<std::uint8_t>(1U << set);
-    if ((b.resident & bit) != 0) continue;
+    if ((sets & bit) == 0 || (b.resident & bit) != 0) continue;
     b.resident |= bit;
     ++sets_[set].size;
     if (b.parent != kNone) ++blocks_[b.parent].children[set];
@@ -569,9 +599,10 @@ std::uint32_t Kvmem::evict(unsigned set, std::uint32_t piece, std::vector<BlockK
   return parent;
 }
 
-void Kvmem::shrink(unsigned set, std::vector<BlockKey>* gone) {
+// The piece that loses its last block next; in the queue no more. REQUIRES: the set is not empty.
+std::uint32_t Kvmem::pop_least(unsigned set) {
   Set& s = sets_[set];
-  while (s.size > capacity_) {
+  for (;;) {
     KV_CHECK(!s.queue.empty());
     std::pop_heap(s.queue.begin(), s.queue.end(), std::greater<>());
     const Queued least = s.queue.back();
@@ -583,15 +614,31 @@ void Kvmem::shrink(unsigned set, std::vector<BlockKey>* gone) {
     if (!can_lose(set, piece)) continue;
     // What was learned since may have changed it.
     const double value = value_of(piece, rule_of(set));
-    if (value > least.value && !s.queue.empty() && value > s.queue.front().value) {
-      put(set, least.ref.piece);
-      continue;
+    if (value <= least.value || s.queue.empty() || value <= s.queue.front().value) {
+      return least.ref.piece;
     }
+    put(set, least.ref.piece);
+  }
+}
+
+void Kvmem::shrink(unsigned set, std::vector<BlockKey>* gone) {
+  Set& s = sets_[set];
+  while (s.size > capacity_) {
+    const std::uint32_t least = pop_least(set);
     std::uint32_t parent = kNone;
-    do parent = evict(set, least.ref.piece, gone);
-    while (s.size > capacity_ && can_lose(set, piece));
+    do parent = evict(set, least, gone);
+    while (s.size > capacity_ && can_lose(set, pieces_[least]));
     if (parent != kNone) offer(set, parent);
   }
+}
+
+// Whatever rule chooses it, its returns are what it is worth.
+double Kvmem::next_to_go(std::uint64_t time_ms) {
+  if (sets_[0].size == 0) return std::numeric_limits<double>::infinity();
+  const std::uint32_t least = pop_least(0);
+  put(0, least);
+  const Piece& piece = pieces_[least];
+  return model_.index(piece.run, std::max(time_ms, now_ms_) - piece.created_ms);
 }
 
 void Kvmem::serve(const BlockRequest& request, std::vector<BlockKey>* gone) {
@@ -610,12 +657,15 @@ void Kvmem::serve(const BlockRequest& request, std::vector<BlockKey>* gone) {
       pieces_[owner].run.kind = ReturnModel::kLeft;
     }
   }
-  own(request, like);
+  const std::size_t admitted_blocks = admitted(request, like);
+  own(request, like, admitted_blocks);
   refresh();
   for (unsigned set = 0; set < kSets; ++set) {
-    if (!path_.empty()) offer(set, path_.back());
+    const std::size_t end = set == 0 ? admitted_blocks : path_.size();
+    if (end > 0) offer(set, path_[end - 1]);
     shrink(set, gone);
   }
+  for (std::size_t i = admitted_blocks; i < path_.size(); ++i) gone->push_back(request.path[i]);
   for (std::size_t i = path_.size(); i < request.path.size(); ++i) {
     if (resident_run(request.path.subspan(i, 1)) == 0) gone->push_back(request.path[i]);
   }

@@ -24,11 +24,13 @@ class PlainPolicy : public BlockPolicy {
   }
   void serve(const BlockRequest& request, std::vector<BlockKey>* gone) override {
     const auto before = static_cast<std::ptrdiff_t>(gone->size());
-    for (auto key = request.path.rbegin(); key != request.path.rend(); ++key) {
-      if (capacity_ == 0) {
-        gone->push_back(*key);
+    const std::size_t admitted = admit(request);
+    for (std::size_t i = request.path.size(); i-- > 0;) {
+      const BlockKey key = request.path[i];
+      if (capacity_ == 0 || (i >= admitted && !is_resident(key))) {
+        gone->push_back(key);
       } else {
-        touch(*key, gone);
+        touch(key, gone);
       }
     }
     // What the path's end drove out, and its beginning brought back, is not gone.
@@ -45,6 +47,15 @@ class PlainPolicy : public BlockPolicy {
   std::size_t capacity() const { return capacity_; }
 
  private:
+  // How much of the path may become resident.
+  std::size_t admit(const BlockRequest& request) const {
+    if (request.admission == nullptr || capacity_ == 0) return request.path.size();
+    std::size_t i = request.free_blocks;
+    for (; i < request.path.size(); ++i) {
+      if (!is_resident(request.path[i]) && !request.admission->admits(-1)) break;
+    }
+    return i;
+  }
   virtual bool is_resident(BlockKey key) const = 0;
   // Resident afterwards. REQUIRES: the capacity is not 0.
   virtual void touch(BlockKey key, std::vector<BlockKey>* gone) = 0;

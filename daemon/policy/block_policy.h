@@ -22,6 +22,20 @@ namespace kvmem::policy {
 
 using BlockKey = std::uint64_t;
 
+// Asked before a block becomes resident that was not, where that costs something.
+class Admission {
+ public:
+  virtual ~Admission() = default;
+  // `chance` that it is asked for again, 0..1; less than 0: the policy cannot tell. False: it does
+  // not become resident, nor does what follows it in the path.
+  virtual bool admits(double chance) = 0;
+
+ protected:
+  Admission() = default;
+  Admission(const Admission&) = default;
+  Admission& operator=(const Admission&) = default;
+};
+
 struct BlockRequest {
   std::uint64_t time_ms = 0;  // never less than the request's before it
   std::span<const BlockKey> path;
@@ -29,6 +43,8 @@ struct BlockRequest {
   bool tail_is_partial = true;
   std::uint32_t input_tokens = 0;
   std::uint32_t output_tokens = 0;  // 0: not known yet
+  Admission* admission = nullptr;   // null: all is admitted
+  std::size_t free_blocks = 0;      // of the path's start, that it need not be asked about
 };
 
 class BlockPolicy {
@@ -42,6 +58,11 @@ class BlockPolicy {
   virtual void serve(const BlockRequest& request, std::vector<BlockKey>* gone) = 0;
   // As if by more requests, blocks beyond the new capacity are appended to `gone`.
   virtual void set_capacity(std::size_t blocks, std::vector<BlockKey>* gone) = 0;
+
+  // The logarithm of the rate of returns, a second, expected at `time_ms` of the block that would
+  // go next: what a block less of capacity would cost. 0: the policy cannot tell, all are alike;
+  // infinite: there is none.
+  virtual double next_to_go(std::uint64_t time_ms);
 
   virtual std::size_t resident_blocks() const = 0;  // <= the capacity
   virtual std::size_t known_blocks() const = 0;     // resident, or remembered

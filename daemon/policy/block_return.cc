@@ -87,9 +87,9 @@ void ReturnModel::observe(const Run& run, std::size_t blocks, unsigned bin, bool
   }
 }
 
-double ReturnModel::index(const Run& run, std::uint64_t age_ms) const {
-  const unsigned first = bin_of(age_ms);
-  std::array<float, kBins> chances;
+std::array<float, ReturnModel::kBins> ReturnModel::chances_from(const Run& run,
+                                                                unsigned first) const {
+  std::array<float, kBins> chances{};
   const unsigned group = group_of(run.kind);
   const float base = kind_[run.kind].value + sum(feature_[group], run);
   float aged = 0;
@@ -97,6 +97,18 @@ double ReturnModel::index(const Run& run, std::uint64_t age_ms) const {
     if (era != era_of(bin)) aged = sum(aged_[group][era = era_of(bin)], run);
     chances[bin] = chance(base + aged + age_[bin].value + kind_age_[run.kind][bin].value);
   }
+  return chances;
+}
+
+double ReturnModel::chance_of_return(const Run& run, std::uint64_t age_ms) const {
+  float stays_away = 1;
+  for (const float returns : chances_from(run, bin_of(age_ms))) stays_away *= 1 - returns;
+  return 1 - stays_away;
+}
+
+double ReturnModel::index(const Run& run, std::uint64_t age_ms) const {
+  const unsigned first = bin_of(age_ms);
+  const std::array<float, kBins> chances = chances_from(run, first);
   const auto from = [&](unsigned start) {
     float left = 1;  // of a run, by that bin
     float returns = 0;

@@ -58,6 +58,8 @@ class ReturnModel {
   // over all times to give up, the returns expected until then per second spent waiting for them
   // (Gittins, 1979). Between the bins' edges it is interpolated.
   double index(const Run& run, std::uint64_t age_ms) const;
+  // That a run of that age is asked for again, at any time, 0..1.
+  double chance_of_return(const Run& run, std::uint64_t age_ms) const;
 
  private:
   static constexpr unsigned kGroups = 4;  // of kinds
@@ -71,6 +73,8 @@ class ReturnModel {
 
   static float sum(const Features& features, const Run& run);
   float logit(const Run& run, unsigned bin) const;
+  // Of the bins before it 0.
+  std::array<float, kBins> chances_from(const Run& run, unsigned first) const;
 
   std::array<Weight, kBins> age_;
   std::array<Weight, kKinds> kind_;

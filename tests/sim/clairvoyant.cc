@@ -4,6 +4,9 @@
 #include <set>
 #include <unordered_map>
 
+#include "base/check.h"
+#include "policy/write_budget.h"
+
 namespace kvmem::sim {
 
 Hits run_clairvoyant(const Trace& trace, std::size_t capacity_blocks) {
@@ -60,6 +63,51 @@ Hits run_policy(const Trace& trace, policy::BlockPolicy& policy) {
     gone.clear();
     policy.serve({request.time_ms, request.path, true, request.input_tokens, request.output_tokens},
                  &gone);
+  }
+  return hits;
+}
+
+Hits run_written(const Trace& trace, policy::BlockPolicy& policy, double writes_per_1000) {
+  constexpr std::uint32_t kTenant = 0;
+  struct Writes final : policy::Admission {
+    bool admits(double chance) override {
+      const bool is_worth_it = budget.admits(kTenant, chance, 1, planned);
+      planned += is_worth_it;
+      return is_worth_it;
+    }
+    policy::WriteBudget budget;
+    std::uint64_t planned = 0;
+  } writes;
+  double blocks = 0;
+  for (const TraceRequest& request : trace) blocks += static_cast<double>(request.path.size());
+  // The horizon at least some blocks: a trace may be short.
+  writes.budget.set_rate(writes_per_1000 / 1000, std::max(blocks / 24, 10'000.0));
+  writes.budget.set_active(kTenant, true);
+  Hits hits;
+  std::vector<policy::BlockKey> gone;
+  std::vector<bool> was_there;
+  const auto is_there = [&](const policy::BlockKey& key) {
+    return policy.resident_run(std::span(&key, 1)) == 1;
+  };
+  for (const TraceRequest& request : trace) {
+    hits.hit_blocks += policy.resident_run(request.path);
+    hits.blocks += request.path.size();
+    gone.clear();
+    was_there.clear();
+    for (const policy::BlockKey& key : request.path) was_there.push_back(is_there(key));
+    writes.budget.pass_time(hits.blocks);
+    writes.planned = 0;
+    policy.serve({.time_ms = request.time_ms,
+                  .path = request.path,
+                  .input_tokens = request.input_tokens,
+                  .output_tokens = request.output_tokens,
+                  .admission = &writes},
+                 &gone);
+    for (std::size_t i = 0; i < request.path.size(); ++i) {
+      if (was_there[i] || !is_there(request.path[i])) continue;
+      KV_CHECK(writes.budget.spend(kTenant, 1));
+      ++hits.written;
+    }
   }
   return hits;
 }

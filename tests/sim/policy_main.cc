@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "policy/block_policy.h"
 #include "tests/sim/clairvoyant.h"
@@ -22,6 +23,7 @@ struct Choice {
   std::string half;
   double share = 1;
   std::uint64_t seed = 1;
+  std::vector<double> budgets;  // of writes
   bool json = false;
 };
 
@@ -48,20 +50,29 @@ int load(const Choice& choice, Trace* trace) {
 }
 
 void print(const Choice& choice, const std::string& policy, std::size_t capacity, const Hits& hits,
-           double seconds) {
+           std::optional<double> budget, double seconds) {
   const double rate = seconds > 0 ? static_cast<double>(hits.blocks) / seconds : 0;
+  const double written = hits.blocks > 0 ? 1000.0 * static_cast<double>(hits.written) /
+                                               static_cast<double>(hits.blocks)
+                                         : 0;
   if (choice.json) {
-    std::cout << nlohmann::json{{"policy", policy},
-                                {"capacity", capacity},
-                                {"prefix_hit_pct", hits.percent()},
-                                {"references", hits.blocks},
-                                {"references_per_s", rate}}
-              << std::endl;
-  } else {
-    std::printf("%-8s %9zu blocks  %6.2f %%  %7.2f M references/s\n", policy.c_str(), capacity,
-                hits.percent(), rate / 1e6);
-    std::fflush(stdout);
+    nlohmann::json line{{"policy", policy},
+                        {"capacity", capacity},
+                        {"prefix_hit_pct", hits.percent()},
+                        {"references", hits.blocks},
+                        {"references_per_s", rate}};
+    if (budget) {
+      line["write_budget"] = *budget;
+      line["writes_per_1000"] = written;
+    }
+    std::cout << line << std::endl;
+    return;
   }
+  std::printf("%-8s %9zu blocks  %6.2f %%  %7.2f M references/s", policy.c_str(), capacity,
+              hits.percent(), rate / 1e6);
+  if (budget) std::printf("  %6.1f writes per 1,000 of %g", written, *budget);
+  std::printf("\n");
+  std::fflush(stdout);
 }
 
 int run(int argc, char** argv) {
@@ -81,6 +92,10 @@ int run(int argc, char** argv) {
   app.add_option("--half", choice.half, "only that")->check(CLI::IsMember({"first", "second"}));
   app.add_option("--share", choice.share, "of the conversations only")->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", choice.seed, "of which share");
+  app.add_option("--write-budget", choice.budgets,
+                 "writes for each 1,000 blocks asked for; 0: without a limit, but counted")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1000.0));
   app.add_flag("--json", choice.json, "one object a line");
   try {
     app.parse(argc, argv);
@@ -100,17 +115,24 @@ int run(int argc, char** argv) {
   }
   Trace trace;
   if (const int error = load(choice, &trace); error != 0) return error;
+  std::vector<std::optional<double>> budgets(choice.budgets.begin(), choice.budgets.end());
+  if (budgets.empty()) budgets.emplace_back();
   for (const std::size_t capacity : choice.capacities) {
-    for (const std::string& name : choice.policies) {
-      const auto start = std::chrono::steady_clock::now();
-      Hits hits;
-      if (name == "min") {
-        hits = run_clairvoyant(trace, capacity);
-      } else {
-        hits = run_policy(trace, *policy::make_block_policy(name, capacity));
+    for (const std::optional<double> budget : budgets) {
+      for (const std::string& name : choice.policies) {
+        if (budget && name == "min") continue;  // it knows no writes
+        const auto start = std::chrono::steady_clock::now();
+        Hits hits;
+        if (name == "min") {
+          hits = run_clairvoyant(trace, capacity);
+        } else if (budget) {
+          hits = run_written(trace, *policy::make_block_policy(name, capacity), *budget);
+        } else {
+          hits = run_policy(trace, *policy::make_block_policy(name, capacity));
+        }
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+        print(choice, name, capacity, hits, budget, took.count());
       }
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-      print(choice, name, capacity, hits, took.count());
     }
   }
   return 0;

@@ -89,12 +89,14 @@ class Ledger {
   explicit Ledger(std::string name, std::size_t capacity)
       : name_(std::move(name)), capacity_(capacity), policy_(make_block_policy(name_, capacity)) {}
 
-  void serve(const TraceRequest& request, bool is_partial = true) {
+  // `admission` is asked for what lies beyond the path's first `free_blocks`.
+  void serve(const TraceRequest& request, bool is_partial = true,
+             policy::Admission* admission = nullptr, std::size_t free_blocks = 0) {
     EXPECT_EQ(policy_->resident_run(request.path), run(request.path)) << name_;
     std::vector<BlockKey> gone;
-    policy_->serve(
-        {request.time_ms, request.path, is_partial, request.input_tokens, request.output_tokens},
-        &gone);
+    policy_->serve({request.time_ms, request.path, is_partial, request.input_tokens,
+                    request.output_tokens, admission, free_blocks},
+                   &gone);
     resident_.insert(request.path.begin(), request.path.end());
     for (const BlockKey key : gone) resident_.erase(key);
     ASSERT_EQ(policy_->resident_blocks(), resident_.size()) << name_;
@@ -189,6 +191,53 @@ TEST_P(EachPolicy, TakesAnotherCapacityAtAnyTime) {
       ledger.policy().validate();
     }
     if (testing::Test::HasFailure()) return;
+  }
+}
+
+// A path is resident up to the first block that is refused, and no block that needs none is asked
+// about.
+TEST_P(EachPolicy, HoldsNothingThatIsRefused) {
+  struct Chance final : policy::Admission {
+    bool admits(double chance) override {
+      EXPECT_LE(chance, 1);
+      ++asked;
+      const bool is_admitted = random() % 4 != 0;
+      admitted += is_admitted;
+      has_refused |= !is_admitted;
+      return is_admitted;
+    }
+    std::mt19937 random{31};
+    std::size_t asked = 0;
+    std::size_t admitted = 0;
+    bool has_refused = false;
+  } chance;
+  const Trace trace = generate_trace(31, 1500);
+  for (const std::size_t capacity : {0, 5, 300, 1'000'000}) {
+    Ledger ledger(GetParam(), capacity);
+    std::map<BlockKey, BlockKey> parents;
+    for (std::size_t n = 0; n < trace.size(); ++n) {
+      const std::vector<BlockKey>& path = trace[n].path;
+      const std::size_t run = ledger.policy().resident_run(path);
+      const std::size_t size = ledger.policy().resident_blocks();
+      const std::size_t free_blocks = n % 3 == 0 ? std::min<std::size_t>(path.size(), 2) : 0;
+      chance.asked = chance.admitted = 0;
+      chance.has_refused = false;
+      ledger.serve(trace[n], true, &chance, free_blocks);
+      if (testing::Test::HasFailure()) return;
+      EXPECT_LE(chance.asked, path.size() - std::min(path.size(), free_blocks));
+      EXPECT_LE(ledger.policy().resident_blocks(), size + chance.admitted + free_blocks);
+      if (capacity == 1'000'000 && std::string(GetParam()) == "kvmem") {
+        EXPECT_EQ(ledger.policy().resident_run(path),
+                  std::min(path.size(), std::max(run, free_blocks) + chance.admitted));
+        EXPECT_EQ(chance.has_refused, ledger.policy().resident_run(path) < path.size());
+        for (std::size_t i = 1; i < path.size(); ++i) parents[path[i]] = path[i - 1];
+        if (n % 100 == 0) {
+          ASSERT_EQ(ledger.orphans(parents), 0U);
+        }
+      }
+      if (n % 250 == 0) ledger.policy().validate();
+    }
+    ledger.policy().validate();
   }
 }
 
@@ -334,6 +383,35 @@ TEST(HitRates, OfConversationsAreAboveWhatIgnoresThem) {
         EXPECT_GE(ours, theirs - 0.02) << name << ' ' << capacity;
         EXPECT_LE(theirs, most) << name << ' ' << capacity;
       }
+    }
+  }
+}
+
+// Of a tenth to all of what they would write: more is found than where what comes first is written.
+TEST(HitRates, UnderAWriteBudgetAreOfTheBestBlocks) {
+  for (const std::uint64_t seed : {1, 2}) {
+    const Trace trace = generate_trace(seed, 4000);
+    for (const std::size_t capacity : {5859, 100'000}) {
+      const Hits all = run_written(trace, *make_block_policy("kvmem", capacity), 0);
+      EXPECT_EQ(all.hit_blocks,
+                run_policy(trace, *make_block_policy("kvmem", capacity)).hit_blocks);
+      double before = 0;
+      for (const double part : {0.1, 0.25, 0.5, 0.75}) {
+        const double budget =
+            1000 * part * static_cast<double>(all.written) / static_cast<double>(all.blocks);
+        const Hits ours = run_written(trace, *make_block_policy("kvmem", capacity), budget);
+        const Hits lru = run_written(trace, *make_block_policy("lru", capacity), budget);
+        EXPECT_GT(ours.percent(), lru.percent()) << seed << ' ' << capacity << ' ' << part;
+        EXPECT_LE(ours.written, lru.written);
+        // And the 24th that may be saved, with which both begin.
+        EXPECT_LE(static_cast<double>(ours.written),
+                  part * static_cast<double>(all.written) * 25 / 24 + 10'000 * budget / 1000);
+        EXPECT_GE(static_cast<double>(ours.written), part * static_cast<double>(all.written) * 0.95)
+            << "what there is is used";
+        EXPECT_GT(ours.percent(), before);
+        before = ours.percent();
+      }
+      EXPECT_GT(all.percent(), before);
     }
   }
 }
