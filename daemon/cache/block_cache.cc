@@ -20,6 +20,13 @@ std::uint64_t counted_slots(std::uint64_t slots) {
   return slots - std::min<std::uint64_t>({slots / 2, slots / 8 + 1, 64});
 }
 
+// The fewest of which so many are counted on.
+std::uint64_t slots_for(std::uint64_t counted) {
+  std::uint64_t slots = counted;
+  while (counted_slots(slots) < counted) slots += counted - counted_slots(slots);
+  return slots;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<BlockCache>> BlockCache::create(const CacheOptions& options,
@@ -42,6 +49,12 @@ Result<std::unique_ptr<BlockCache>> BlockCache::create(const CacheOptions& optio
   std::unique_ptr<BlockCache> cache(new BlockCache(options, workers, records, std::move(memory)));
   cache->history_ = std::move(history);
   cache->recall();
+  if (options.dram_shares != nullptr) {
+    options.dram_shares->add(&cache->dram_part_, options.uid);
+    if (cache->store_policy_ != nullptr) {
+      options.store_shares->add(&cache->store_part_, options.uid);
+    }
+  }
   return cache;
 }
 
@@ -58,6 +71,7 @@ BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Recor
   if (records_.store() != nullptr) {
     store_policy_ = policy::make_block_policy(options_.policy, options_.stored_blocks);
   }
+  if (options_.room != nullptr) options_.room->add(this);
   for (std::uint64_t slot = options_.slots_max; slot-- > 0;) {
     empty_slots_.push_back(static_cast<std::uint32_t>(slot));
   }
@@ -74,7 +88,7 @@ BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Recor
       block.failed |= !status.ok();
       if (--block.pages_moving == 0 && block.next_page == cache.pages_) cache.filled(block);
       cache.pump_reads();
-      cache.use_free_slots();
+      cache.slots_changed();
     };
     idle_reads_.push_back(read);
   }
@@ -92,7 +106,7 @@ BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Recor
       block.locators[self->index] = self->locator;
       if (--block.pages_moving == 0 && block.next_page == cache.pages_) cache.written(block);
       cache.pump_writes();
-      cache.use_free_slots();
+      cache.slots_changed();
     };
     idle_writes_.push_back(write);
   }
@@ -100,6 +114,14 @@ BlockCache::BlockCache(const CacheOptions& options, os::Executor& workers, Recor
 
 BlockCache::~BlockCache() {
   KV_CHECK(idle());
+  if (options_.room != nullptr) {
+    options_.room->remove(this);
+    options_.room->give_back((options_.slots_max - empty_slots_.size()) * pages_);
+  }
+  if (options_.dram_shares != nullptr) {
+    options_.dram_shares->remove(&dram_part_);
+    if (store_policy_ != nullptr) options_.store_shares->remove(&store_part_);
+  }
   for (auto& [key, block] : blocks_) {
     KV_CHECK(block.leases == 0);
     if (block.in_store != InStore::kStored) continue;
@@ -302,6 +324,16 @@ void BlockCache::unlease(Block& block) {
 }
 
 void BlockCache::serve(const History::Entry& served) {
+  if (!is_recalling_) last_ns_ = options_.now_ns();
+  const std::uint64_t now_ms = last_ns_ / 1'000'000;
+  // Before the path's blocks are there: slots may come, and who waits for them goes on.
+  const bool is_shared = options_.dram_shares != nullptr && !is_recalling_;
+  if (is_shared) {
+    options_.dram_shares->ask(&dram_part_, served.path.size(), now_ms);
+    if (store_policy_ != nullptr) {
+      options_.store_shares->ask(&store_part_, served.path.size(), now_ms);
+    }
+  }
   std::vector<policy::BlockKey> keys;
   keys.reserve(served.path.size());
   for (const Id& id : served.path) {
@@ -317,6 +349,7 @@ void BlockCache::serve(const History::Entry& served) {
   request.input_tokens = served.input_tokens;
   request.output_tokens = served.output_tokens;
   std::vector<policy::BlockKey> changed;
+  Writes writes(*this);
   const auto tell = [&](policy::BlockPolicy& policy, bool Block::*is_wanted) {
     const std::size_t before = changed.size();
     policy.serve(request, &changed);
@@ -328,16 +361,80 @@ void BlockCache::serve(const History::Entry& served) {
     }
   };
   tell(*dram_policy_, &Block::dram_wanted);
-  if (store_policy_ != nullptr) tell(*store_policy_, &Block::store_wanted);
+  if (store_policy_ != nullptr) {
+    if (is_write_limited()) {
+      options_.write_budget->pass_time(now_ms);
+      options_.write_budget->set_active(options_.uid, true);
+      request.admission = &writes;
+      request.free_blocks = stored_run(served);
+    }
+    tell(*store_policy_, &Block::store_wanted);
+    for (std::size_t i = writes.has_refused ? request.free_blocks : keys.size(); i < keys.size();
+         ++i) {
+      const Block& block = blocks_.at(keys[i]);
+      stats_.write_budget_refused += !block.store_wanted && block.in_store == InStore::kNone;
+    }
+  }
+  if (is_shared) {
+    options_.dram_shares->settle(&dram_part_);
+    if (store_policy_ != nullptr) options_.store_shares->settle(&store_part_);
+  }
   for (const policy::BlockKey key : changed) settle(key);
   for (const policy::BlockKey key : keys) settle(key);
+}
+
+// Of the path's leading blocks, those that need no write.
+std::size_t BlockCache::stored_run(const History::Entry& request) const {
+  std::size_t run = 0;
+  for (; run < request.path.size(); ++run) {
+    const Id& id = request.path[run];
+    const auto it = blocks_.find(id[1]);
+    const bool is_known = it != blocks_.end() && it->second.id == id;
+    if (is_known && it->second.in_store != InStore::kNone) continue;
+    if (!records_.has(keys_of(id))) break;
+  }
+  return run;
+}
+
+// What an earlier daemon did not write is not there to be written.
+bool BlockCache::Writes::admits(double chance) {
+  const bool is_worth_it =
+      !cache.is_recalling_ && cache.options_.write_budget->admits(cache.options_.uid, chance,
+                                                                  cache.slot_bytes_, planned_bytes);
+  planned_bytes += is_worth_it ? cache.slot_bytes_ : 0;
+  has_refused |= !is_worth_it && !cache.is_recalling_;
+  return is_worth_it;
+}
+
+// --------------------------------------------------------------------------- what others do not
+// have
+
+std::uint64_t BlockCache::Part::pages_for(std::size_t blocks) const {
+  return (is_dram ? slots_for(blocks) : blocks) * cache.pages_;
+}
+
+// The policy's clock is that of the requests.
+double BlockCache::Part::next_to_go(std::uint64_t now_ms) {
+  const std::uint64_t then_ms = cache.last_ns_ / 1'000'000;
+  const std::uint64_t passed_ms = cache.last_ns_ == 0 ? 0 : now_ms - std::min(now_ms, then_ms);
+  return policy().next_to_go(cache.last_ms_ + passed_ms);
+}
+
+void BlockCache::Part::set_pages(std::uint64_t pages) {
+  if (is_dram) {
+    cache.set_slots(pages / cache.pages_);
+  } else {
+    cache.set_stored(pages / cache.pages_);
+  }
 }
 
 // The policies come to know what those of the last daemon knew, and the store's blocks are looked
 // up that they still want.
 void BlockCache::recall() {
   if (history_ == nullptr) return;
+  is_recalling_ = true;
   history_->read([this](const History::Entry& request) { serve(request); });
+  is_recalling_ = false;
   std::vector<Id> wanted;
   for (const auto& [key, block] : blocks_) {
     if (block.store_wanted) wanted.push_back(block.id);
@@ -412,7 +509,7 @@ void BlockCache::put(Put* put) {
       ++cache.stats_.puts_refused;
     }
     cache.settle(filled.id[1]);
-    cache.use_free_slots();
+    cache.slots_changed();
     p->done(p, p->status);
   };
   ++jobs_;
@@ -453,22 +550,28 @@ void BlockCache::settle(policy::BlockKey key) {
   }
 }
 
-void BlockCache::set_capacity(std::uint64_t slots, std::uint64_t stored_blocks) {
+void BlockCache::set_slots(std::uint64_t slots) {
   options_.slots = std::min(slots, options_.slots_max);
-  options_.stored_blocks = stored_blocks;
   std::vector<policy::BlockKey> gone;
-  const auto tell = [&](policy::BlockPolicy& policy, std::uint64_t blocks, bool Block::*is_wanted) {
-    const std::size_t before = gone.size();
-    policy.set_capacity(blocks, &gone);
-    for (std::size_t i = before; i < gone.size(); ++i) {
-      if (const auto it = blocks_.find(gone[i]); it != blocks_.end()) it->second.*is_wanted = false;
-    }
-  };
-  tell(*dram_policy_, counted_slots(options_.slots), &Block::dram_wanted);
-  if (store_policy_ != nullptr) tell(*store_policy_, stored_blocks, &Block::store_wanted);
-  for (const policy::BlockKey key : gone) settle(key);
+  dram_policy_->set_capacity(counted_slots(options_.slots), &gone);
+  drop_unwanted(gone, &Block::dram_wanted);
   punch_spare();
   use_free_slots();
+}
+
+void BlockCache::set_stored(std::uint64_t blocks) {
+  options_.stored_blocks = blocks;
+  if (store_policy_ == nullptr) return;
+  std::vector<policy::BlockKey> gone;
+  store_policy_->set_capacity(blocks, &gone);
+  drop_unwanted(gone, &Block::store_wanted);
+}
+
+void BlockCache::drop_unwanted(const std::vector<policy::BlockKey>& gone, bool Block::*is_wanted) {
+  for (const policy::BlockKey key : gone) {
+    if (const auto it = blocks_.find(key); it != blocks_.end()) it->second.*is_wanted = false;
+  }
+  for (const policy::BlockKey key : gone) settle(key);
 }
 
 void BlockCache::stop() {
@@ -479,7 +582,7 @@ void BlockCache::stop() {
 }
 
 bool BlockCache::idle() const {
-  return !slot_may_come() && to_restore_.empty() && to_put_.empty() &&
+  return !is_moving() && to_restore_.empty() && to_put_.empty() &&
          (history_ == nullptr || history_->idle());
 }
 
@@ -489,7 +592,8 @@ std::uint32_t BlockCache::take_slot(bool* is_empty) {
   if (slots_used_ >= options_.slots) return kNoSlot;
   *is_empty = spare_slots_.empty();
   std::vector<std::uint32_t>& from = *is_empty ? empty_slots_ : spare_slots_;
-  if (from.empty()) return kNoSlot;  // all others are just being emptied
+  if (from.empty() || (*is_empty && !has_room())) return kNoSlot;  // others are just being emptied
+  if (*is_empty && options_.room != nullptr) options_.room->take(pages_);
   const std::uint32_t slot = from.back();
   from.pop_back();
   ++slots_used_;
@@ -507,12 +611,27 @@ Status BlockCache::make_memory(std::uint32_t slot) const {
 void BlockCache::free_slot(Block& block, bool has_memory) {
   stats_.ready -= block.in_dram == InDram::kReady;
   block.in_dram = InDram::kNone;
-  (has_memory ? spare_slots_ : empty_slots_).push_back(std::exchange(block.slot, kNoSlot));
+  const std::uint32_t slot = std::exchange(block.slot, kNoSlot);
+  if (has_memory) {
+    spare_slots_.push_back(slot);
+  } else {
+    has_no_memory(slot);
+  }
   --slots_used_;
   punch_spare();
 }
 
-bool BlockCache::slot_may_come() const {
+void BlockCache::has_no_memory(std::uint32_t slot) {
+  empty_slots_.push_back(slot);
+  if (options_.room != nullptr) options_.room->give_back(pages_);
+}
+
+void BlockCache::slots_changed() {
+  use_free_slots();
+  if (options_.room != nullptr) options_.room->changed(this);
+}
+
+bool BlockCache::is_moving() const {
   return jobs_ > 0 || !to_read_.empty() || !to_write_.empty() ||
          idle_reads_.size() < reads_.size() || idle_writes_.size() < writes_.size();
 }
@@ -523,10 +642,7 @@ bool BlockCache::free_a_slot() {
   while (!has_free_slot() && stats_.ready > held_ && dram_policy_->resident_blocks() > 0) {
     gone.clear();
     dram_policy_->set_capacity(dram_policy_->resident_blocks() - 1, &gone);
-    for (const policy::BlockKey key : gone) {
-      if (const auto it = blocks_.find(key); it != blocks_.end()) it->second.dram_wanted = false;
-      settle(key);
-    }
+    drop_unwanted(gone, &Block::dram_wanted);
     dram_policy_->set_capacity(counted_slots(options_.slots), &gone);
   }
   return has_free_slot();
@@ -566,11 +682,13 @@ void BlockCache::punch_spare() {
     };
     job->done = [](os::Job* self) {
       const std::unique_ptr<SlotJob> punched(static_cast<SlotJob*>(self));
-      punched->cache->empty_slots_.push_back(punched->slot);
+      punched->cache->has_no_memory(punched->slot);
       --punched->cache->jobs_;
-      punched->cache->use_free_slots();
+      --punched->cache->punching_;
+      punched->cache->slots_changed();
     };
     ++jobs_;
+    ++punching_;
     workers_.execute(job);
   }
 }
@@ -611,7 +729,7 @@ void BlockCache::restore(Block& block) {
       cache.free_slot(*made->block, false);
       cache.wake_waiting(*made->block);
     }
-    cache.use_free_slots();
+    cache.slots_changed();
   };
   ++jobs_;
   workers_.execute(job);
@@ -675,9 +793,14 @@ void BlockCache::pump_writes() {
     Block& block = *to_write_.front();
     if (block.next_page == 0) {
       const bool is_wanted = block.store_wanted && !stopping_;
-      const bool has_room = is_wanted && records_.reserve(pages_);
+      bool has_room = is_wanted && records_.reserve(pages_);
       // What is being written may be unwanted by now and make room.
       if (is_wanted && !has_room && idle_writes_.size() < writes_.size()) return;
+      if (has_room && !may_spend()) {
+        records_.give_back(pages_);
+        has_room = false;
+        ++stats_.write_budget_refused;
+      }
       if (!has_room) {
         to_write_.pop_front();
         block.in_store = InStore::kNone;
@@ -708,6 +831,12 @@ void BlockCache::pump_writes() {
     block.next_page = pages_;
     if (block.pages_moving == 0) written(block);
   }
+}
+
+bool BlockCache::may_spend() const {
+  if (!is_write_limited()) return true;
+  options_.write_budget->pass_time(options_.now_ns() / 1'000'000);
+  return options_.write_budget->spend(options_.uid, slot_bytes_);
 }
 
 void BlockCache::written(Block& block) {

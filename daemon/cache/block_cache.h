@@ -18,6 +18,13 @@
 // what reading took this cache lately and what that engine says computing took. Where all are
 // computed nothing would be learned of reading any more: so once a second some are read as well.
 //
+// TENANTS. Several caches divide one DRAM and one store between them: policy::BlockShares says who
+// may have how much, with each request; Room holds back what another has not given up yet.
+//
+// WRITES. Under a budget for them the store's policy is held to what policy::WriteBudget admits: a
+// block that is refused is not written, stays in DRAM as long as that wants it, and is offered
+// again by the next request that asks for it.
+//
 // Slots are in memory that engines can only read. A leased slot keeps its bytes; one is used again
 // only after its last lease has ended.
 //
@@ -40,11 +47,14 @@
 #include "base/status.h"
 #include "cache/history.h"
 #include "cache/records.h"
+#include "cache/room.h"
 #include "os/clock.h"
 #include "os/memory.h"
 #include "os/workers.h"
 #include "policy/block_policy.h"
+#include "policy/block_shares.h"
 #include "policy/restore_choice.h"
+#include "policy/write_budget.h"
 #include "tier/store.h"
 #include "wire/cache.h"
 
@@ -67,6 +77,11 @@ struct CacheOptions {
   os::MemoryKind memory_kind = os::MemoryKind::kShmem;
   std::uint64_t page_bytes = kPageBytes;  // the store's
   std::uint64_t (*now_ns)() = os::now_ns;
+  // With other caches; they outlive this one. Both or null: then set_capacity() is its owner's.
+  policy::BlockShares* dram_shares = nullptr;
+  policy::BlockShares* store_shares = nullptr;
+  Room* room = nullptr;
+  policy::WriteBudget* write_budget = nullptr;  // in milliseconds of now_ns(), by users; null: none
 };
 
 struct CacheStats {
@@ -88,6 +103,7 @@ struct CacheStats {
   std::uint64_t puts_refused = 0;  // not worth keeping, or no slot
   std::uint64_t written = 0;
   std::uint64_t write_errors = 0;
+  std::uint64_t write_budget_refused = 0;  // not worth a write, or no budget left for one
   std::uint64_t read = 0;
   std::uint64_t read_errors = 0;
   std::uint64_t dropped_dram = 0;
@@ -107,7 +123,7 @@ struct ChoiceMade {
   policy::ComputeCost compute;
 };
 
-class BlockCache {
+class BlockCache final : private Room::User {
   struct Block;
 
  public:
@@ -164,7 +180,7 @@ class BlockCache {
                                                     os::Executor& workers, Records& records,
                                                     std::unique_ptr<History> history = nullptr);
   // REQUIRES: idle(), all leases ended. What is stored is left to `records`.
-  ~BlockCache();
+  ~BlockCache() override;
   BlockCache(const BlockCache&) = delete;
   BlockCache& operator=(const BlockCache&) = delete;
 
@@ -180,8 +196,11 @@ class BlockCache {
                 std::uint64_t ns);
   const ChoiceMade& last_choice() const { return last_choice_; }
 
-  // Live configuration: DRAM and the store's share, in blocks.
-  void set_capacity(std::uint64_t slots, std::uint64_t stored_blocks);
+  // DRAM and the store's share, in blocks.
+  void set_capacity(std::uint64_t slots, std::uint64_t stored_blocks) {
+    set_slots(slots);
+    set_stored(stored_blocks);
+  }
   // Once a second or so.
   void tick();
   // Its history is nobody's any more.
@@ -223,6 +242,28 @@ class BlockCache {
     std::vector<Lease*> waiting;  // for the read
   };
 
+  // Its part in what several caches divide: of DRAM, or of the store.
+  struct Part final : policy::BlockShares::Member {
+    Part(BlockCache& of, bool is_dram_part) : cache(of), is_dram(is_dram_part) {}
+    std::size_t resident_blocks() const override { return policy().resident_blocks(); }
+    std::uint64_t pages_for(std::size_t blocks) const override;
+    double next_to_go(std::uint64_t now_ms) override;
+    void set_pages(std::uint64_t pages) override;
+    policy::BlockPolicy& policy() const {
+      return is_dram ? *cache.dram_policy_ : *cache.store_policy_;
+    }
+    BlockCache& cache;
+    const bool is_dram;
+  };
+  // Of a request's blocks, those that are worth a write.
+  struct Writes final : policy::Admission {
+    explicit Writes(BlockCache& of) : cache(of) {}
+    bool admits(double chance) override;
+    BlockCache& cache;
+    std::uint64_t planned_bytes = 0;
+    bool has_refused = false;
+  };
+
   struct PageRead : tier::ReadOp {
     BlockCache* cache = nullptr;
     Block* block = nullptr;
@@ -255,6 +296,13 @@ class BlockCache {
   Block* find_to_have(const Id& id);
 
   void serve(const History::Entry& request);
+  std::size_t stored_run(const History::Entry& request) const;
+  bool is_write_limited() const {
+    return options_.write_budget != nullptr && options_.write_budget->is_limited();
+  }
+  void set_slots(std::uint64_t slots);
+  void set_stored(std::uint64_t blocks);
+  void drop_unwanted(const std::vector<policy::BlockKey>& gone, bool Block::*is_wanted);
   void recall();
   void settle(policy::BlockKey key);
   void choose(Lease& lease);
@@ -270,12 +318,24 @@ class BlockCache {
   std::byte* slot_at(std::uint32_t slot) const { return memory_.data() + slot * slot_bytes_; }
 
   bool has_free_slot() const {
-    return slots_used_ < options_.slots && !(empty_slots_.empty() && spare_slots_.empty());
+    return slots_used_ < options_.slots &&
+           (!spare_slots_.empty() || (!empty_slots_.empty() && has_room()));
   }
+  bool has_room() const { return options_.room == nullptr || options_.room->has(pages_); }
+  void has_no_memory(std::uint32_t slot);
+  bool is_giving() const override {
+    return punching_ > 0 || (slots_used_ + spare_slots_.size() > options_.slots && is_moving());
+  }
+  void room_changed() override { use_free_slots(); }
+  // Something has ended that slots may be waited for of, here or in other caches.
+  void slots_changed();
   // Who waits for a slot gets one, or hears that there will be none.
   void use_free_slots();
   bool free_a_slot();
-  bool slot_may_come() const;
+  bool is_moving() const;  // it will end
+  bool slot_may_come() const {
+    return is_moving() || (options_.room != nullptr && options_.room->may_come(this));
+  }
 
   // DRAM from the store. REQUIRES: a slot is free.
   void restore(Block& block);
@@ -285,6 +345,7 @@ class BlockCache {
 
   // The store from DRAM.
   void pump_writes();
+  bool may_spend() const;
   void written(Block& block);
   void release_records(Block& block);
 
@@ -303,12 +364,15 @@ class BlockCache {
   };
   std::map<Identity, Model> models_;  // whose engines said what computing takes
   ChoiceMade last_choice_;
+  Part dram_part_{*this, true};
+  Part store_part_{*this, false};
 
   std::unordered_map<policy::BlockKey, Block> blocks_;  // by id[1]
   std::vector<std::uint32_t> empty_slots_;              // have no memory
   std::vector<std::uint32_t> spare_slots_;              // have
   std::uint64_t slots_used_ = 0;
-  std::uint64_t held_ = 0;  // blocks that are ready and leased
+  std::uint64_t punching_ = 0;  // slots whose memory is being given back
+  std::uint64_t held_ = 0;      // blocks that are ready and leased
 
   std::deque<Block*> to_restore_;  // wait for a slot
   std::deque<Put*> to_put_;        // likewise
@@ -321,9 +385,11 @@ class BlockCache {
   std::uint64_t jobs_ = 0;            // at the workers
   std::unique_ptr<History> history_;  // may be null
   std::uint64_t last_ms_ = 0;
+  std::uint64_t last_ns_ = 0;  // when that was, of now_ns(); 0: in an earlier life
   // Added to what engines say: their clock may not be the one that the history was written by.
   std::uint64_t shift_ms_ = 0;
   bool is_recalled_ = false;  // and no request has come since
+  bool is_recalling_ = false;
   bool stopping_ = false;
   CacheStats stats_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "cli/fields.h"
@@ -631,6 +632,42 @@ std::string render_explain(const json& explain, const Style& style) {
   return out;
 }
 
+namespace {
+
+// Who may have how much, and which blocks are written, under a budget.
+std::vector<std::pair<std::string, std::string>> shares_of(const json& status, const json& cache) {
+  std::vector<std::pair<std::string, std::string>> facts;
+  const auto part = [&](const char* used, const char* capacity, const char* share) {
+    const std::uint64_t bytes = number(cache, share);
+    return human_bytes(number(cache, used)) + " of " + human_bytes(number(cache, capacity)) +
+           (bytes == 0 ? ", asks for nothing: no share"
+                       : ", share of this user: " + human_bytes(bytes));
+  };
+  if (!has(cache, "dram_share_bytes")) return facts;
+  facts.emplace_back("DRAM:", part("dram_used_bytes", "dram_capacity_bytes", "dram_share_bytes"));
+  facts.emplace_back("NVMe:",
+                     part("store_used_bytes", "store_capacity_bytes", "store_share_bytes"));
+  for (const json& tier : array(status, "tiers")) {
+    if (!has(tier, "write_budget")) continue;
+    const json& budget = tier["write_budget"];
+    facts.emplace_back("write budget:", human_bytes(number(budget, "bytes_per_day")) + " a day, " +
+                                            human_bytes(number(budget, "saved_bytes")) + " of " +
+                                            human_bytes(number(budget, "saved_max_bytes")) +
+                                            " saved up");
+    const double least = real(cache, "write_chance_least");
+    facts.emplace_back(
+        "blocks written:",
+        least > 0 ? format("those that are asked for again with a chance of %.3g or more", least)
+                  : "all that are worth their place");
+    facts.emplace_back("not written for the budget:",
+                       human_count(number(cache, "write_budget_refused")) + " times, " +
+                           human_count(number(cache, "blocks_written")) + " blocks written");
+  }
+  return facts;
+}
+
+}  // namespace
+
 std::string render_explain_cache(const json& status, const Style& style) {
   const auto ms = [](const json& of, const char* key) { return format("%.3g ms", real(of, key)); };
   std::string out;
@@ -643,6 +680,7 @@ std::string render_explain_cache(const json& status, const Style& style) {
       out +=
           "  no request has had a choice: blocks were in DRAM, or nobody asks with "
           "kvmem_cache_plan\n";
+      out += pairs(shares_of(status, c), style);
       continue;
     }
     const json& last = c["last_choice"];
@@ -677,6 +715,7 @@ std::string render_explain_cache(const json& status, const Style& style) {
                            human_count(number(c, "choices_compute")) + " compute, " +
                            human_count(number(c, "choices_split")) + " both; " +
                            human_count(number(c, "left_to_compute")) + " blocks left to compute");
+    std::ranges::move(shares_of(status, c), std::back_inserter(facts));
     out += pairs(facts, style);
   }
   return out.empty() ? "no engine uses the block cache\n" : out;

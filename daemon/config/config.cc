@@ -338,6 +338,36 @@ Read read_cache_policy(const Value& value, const Machine&, Config& c) {
   return {};
 }
 
+// "none": 0.
+Read read_write_budget(const Value& value, const Machine&, Config& c) {
+  constexpr std::string_view kPerDay = "/day";
+  const char* const remedy = "write bytes a day such as \"2TiB/day\", or \"none\"";
+  const auto* const text = std::get_if<std::string>(&value);
+  if (text == nullptr) return Fault{written(value) + " is not a size per day", remedy};
+  std::uint64_t bytes = 0;
+  if (*text != "none") {
+    if (!text->ends_with(kPerDay)) return Fault{in_quotes(*text) + " is not per day", remedy};
+    Result<std::uint64_t> size =
+        parse_size(std::string_view(*text).substr(0, text->size() - kPerDay.size()));
+    if (!size.ok()) {
+      return Fault{in_quotes(*text) + ": " + size.status().what(), remedy};
+    }
+    bytes = *size;
+    if (bytes < kWriteBudgetMinBytes) {
+      return Fault{in_quotes(*text) + " is less than an hour's worth of one block",
+                   "write at least \"" + show_size(kWriteBudgetMinBytes) +
+                       "/day\"; to store no blocks, cache.store = 0"};
+    }
+  }
+  c.cache.write_bytes_per_day = bytes;
+  return {};
+}
+
+std::string show_write_budget(const Config& c) {
+  const std::uint64_t bytes = c.cache.write_bytes_per_day;
+  return in_quotes(bytes == 0 ? "none" : show_size(bytes) + "/day");
+}
+
 // "auto": `out` is left empty.
 template <class T, class ReadOne>
 Read read_or_auto(const Value& value, std::optional<T>* out, ReadOne read) {
@@ -437,6 +467,11 @@ constexpr Field kFields[] = {
      "blocks are written to the store when they are put; false: when DRAM has no room for them",
      [](const Value& v, const Machine&, Config& c) { return read_bool(v, &c.cache.write_through); },
      [](const Config& c) { return std::string(c.cache.write_through ? "true" : "false"); }},
+    {"cache.write_budget", "\"none\"", true,
+     "what blocks may write to the store: \"2TiB/day\" or the like, spent on those most likely to "
+     "be "
+     "asked for again; \"none\": no limit",
+     read_write_budget, show_write_budget},
 
     {"quota.per_uid_dram", "\"100%\"", true,
      "one user's allocations are no larger than this and per_uid_store together: a size, or % of "
@@ -725,6 +760,7 @@ Config with_live_changes(const Config& running, const Config& wanted) {
   out.cxl.budget_bytes = wanted.cxl.budget_bytes;
   out.cxl.migrate_limit_bytes = wanted.cxl.migrate_limit_bytes;
   out.gpu.budget_bytes = wanted.gpu.budget_bytes;
+  out.cache.write_bytes_per_day = wanted.cache.write_bytes_per_day;
   out.quota = wanted.quota;
   out.policy.sampling = wanted.policy.sampling;
   out.log = wanted.log;

@@ -22,6 +22,8 @@ inline constexpr const char* kDefaultPath = "/etc/kvmem/kvmemd.toml";
 inline constexpr const char* kDefaultSocket = "/run/kvmem/kvmemd.sock";
 inline constexpr std::uint64_t kDramBudgetMinBytes = 64 << 20;
 inline constexpr std::uint64_t kStoreMinBytes = 256 << 20;
+// What comes in during an hour may be saved up: the largest block, 64 MiB, must fit into it.
+inline constexpr std::uint64_t kWriteBudgetMinBytes = 24 * (std::uint64_t{64} << 20);
 
 // What percentages refer to.
 struct Machine {
@@ -77,6 +79,7 @@ struct Config {
     std::uint64_t store_bytes = 0;  // of nvme.size, at most
     std::string policy = "kvmem";   // of policy::block_policy_names()
     bool write_through = true;
+    std::uint64_t write_bytes_per_day = 0;  // to the store; 0: no limit
 
     std::uint64_t dram_pages() const { return dram_bytes / kPageBytes; }
     std::uint64_t store_pages() const { return store_bytes / kPageBytes; }

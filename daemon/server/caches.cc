@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "os/clock.h"
 #include "os/log.h"
 #include "server/server.h"
 
@@ -89,12 +90,36 @@ Caches::Caches(loop::Loop& loop, Owner& owner, const config::Config::Cache& conf
       owner_(owner),
       config_(config),
       history_(loop.store() == nullptr ? std::string() : std::move(history)),
-      records_(loop.store(), config.store_pages()) {
+      records_(loop.store(), config.store_pages()),
+      room_(config_.dram_pages()),
+      dram_shares_(config_.dram_pages()),
+      store_shares_(records_.pages_max()),
+      budget_file_(history_.empty() ? history_ : history_ + "budget", loop.workers()) {
+  set_write_budget(config_.write_bytes_per_day);
+  if (const auto kept = budget_file_.read(); kept && write_budget_.is_limited()) {
+    const std::uint64_t passed_ms = wall_ms() - std::min(wall_ms(), kept->wall_ms);
+    write_budget_.set_saved(static_cast<double>(kept->saved_bytes) +
+                            static_cast<double>(passed_ms) * write_budget_.rate());
+  }
   if (!history_.empty()) recall();
   records_.trim();
 }
 
 Caches::~Caches() = default;
+
+// In milliseconds: a day has so many, and an hour's worth may be saved.
+void Caches::set_write_budget(std::uint64_t bytes_per_day) {
+  constexpr double kHourMs = 3'600'000;
+  write_budget_.pass_time(os::now_ns() / 1'000'000);
+  write_budget_.set_rate(static_cast<double>(bytes_per_day) / (24 * kHourMs), kHourMs);
+}
+
+void Caches::save_write_budget() {
+  const std::uint64_t spent = write_budget_.spent_bytes();
+  if (std::exchange(spent_bytes_kept_, spent) == spent) return;
+  write_budget_.pass_time(os::now_ns() / 1'000'000);
+  budget_file_.write({wall_ms(), static_cast<std::uint64_t>(write_budget_.saved_bytes())});
+}
 
 bool Caches::handle(Session& session, const Request& request, Reply* reply,
                     std::vector<UniqueFd>* fds) {
@@ -162,7 +187,6 @@ Reply Caches::open(Session& session, const Request& request, std::vector<UniqueF
     auto added = add(key);
     if (!added.ok()) return refuse_status(added.status());
     held = *added;
-    share();
   }
   if (!std::exchange(is_used_, true)) owner_.dram_changed();
   auto blocks = os::reopen(held->cache->memory().fd(), O_RDONLY);
@@ -191,6 +215,10 @@ Result<Caches::Held*> Caches::add(const Key& key) {
   options.policy = config_.policy;
   options.write_through = config_.write_through;
   options.memory_kind = loop_.memory_kind();
+  options.dram_shares = &dram_shares_;
+  options.store_shares = &store_shares_;
+  options.room = &room_;
+  options.write_budget = &write_budget_;
   std::unique_ptr<cache::History> history;
   if (!history_.empty()) {
     history = std::make_unique<cache::History>(
@@ -225,7 +253,6 @@ void Caches::recall() {
       os::log(os::Severity::kWarning, "block cache of uid %u: %s", key.uid, added.status().what());
     }
   }
-  share();
 }
 
 bool Caches::begin(Session& session, const Request& request, Reply* reply) {
@@ -329,28 +356,23 @@ bool Caches::make_room(std::uint32_t uid) {
   return true;
 }
 
-void Caches::share() {
-  std::map<std::uint32_t, std::uint64_t> of_user;
-  for (const auto& [key, held] : caches_) ++of_user[key.uid];
-  for (auto& [key, held] : caches_) {
-    const std::uint64_t parts = of_user.size() * of_user[key.uid];
-    const std::uint64_t block_pages = pages_for(key.block_bytes);
-    held.cache->set_capacity(std::max<std::uint64_t>(config_.dram_pages() / parts / block_pages, 1),
-                             records_.pages_max() / parts / block_pages);
-  }
-}
-
 void Caches::tick() {
-  for (auto& [key, held] : caches_) held.cache->tick();
+  const std::uint64_t now_ms = os::now_ns() / 1'000'000;
+  for (auto& [key, held] : caches_) {
+    held.cache->tick();
+    if (!store_shares_.is_active(key.uid, now_ms)) write_budget_.set_active(key.uid, false);
+  }
+  save_write_budget();
 }
 
 void Caches::stop() {
   for (auto& [key, held] : caches_) held.cache->stop();
+  save_write_budget();
 }
 
 bool Caches::idle() const {
-  return std::all_of(caches_.begin(), caches_.end(),
-                     [](const auto& c) { return c.second.cache->idle(); });
+  return budget_file_.idle() && std::all_of(caches_.begin(), caches_.end(),
+                                            [](const auto& c) { return c.second.cache->idle(); });
 }
 
 }  // namespace kvmem::server

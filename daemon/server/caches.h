@@ -1,8 +1,10 @@
 // Caches: the block caches of all users, and the connections that use them.
 //
 // A user has a cache for each size of block, which all of his engines share; no other user reaches
-// it. Users share cache.dram and cache.store equally, as do the caches of one user. DRAM is taken
-// from the regions' budget when the first engine asks for a cache.
+// it. Users that are active have equal shares of cache.dram, of cache.store and of
+// cache.write_budget, and what one does not use others do: policy/block_shares.h,
+// policy/write_budget.h. DRAM is taken from the regions' budget when the first engine asks for a
+// cache.
 //
 // A connection asks one thing at a time. Loop only.
 #pragma once
@@ -15,6 +17,7 @@
 #include <vector>
 
 #include "cache/block_cache.h"
+#include "cache/budget_file.h"
 #include "config/config.h"
 #include "loop/loop.h"
 #include "server/session.h"
@@ -52,7 +55,8 @@ class Caches {
   // Nothing more begins; call the loop until idle().
   void stop();
   bool idle() const;
-  void tick();  // once a second
+  void tick();                                         // once a second
+  void set_write_budget(std::uint64_t bytes_per_day);  // 0: none
 
   // Taken from the regions' budget.
   std::uint64_t dram_pages() const { return is_used_ ? config_.dram_pages() : 0; }
@@ -68,6 +72,9 @@ class Caches {
   };
   const std::map<Key, Held>& all() const { return caches_; }
   const cache::Records& records() const { return records_; }
+  const policy::WriteBudget& write_budget() const { return write_budget_; }
+  const policy::BlockShares& dram_shares() const { return dram_shares_; }
+  const policy::BlockShares& store_shares() const { return store_shares_; }
 
  private:
   wire::Reply open(Session& session, const wire::Request& request, std::vector<UniqueFd>* fds);
@@ -79,13 +86,19 @@ class Caches {
   Result<Held*> add(const Key& key);
   void recall();
   bool make_room(std::uint32_t uid);
-  void share();
+  void save_write_budget();
 
   loop::Loop& loop_;
   Owner& owner_;
   const config::Config::Cache config_;
   const std::string history_;
   cache::Records records_;
+  cache::Room room_;
+  policy::BlockShares dram_shares_;
+  policy::BlockShares store_shares_;
+  policy::WriteBudget write_budget_;
+  cache::BudgetFile budget_file_;
+  std::uint64_t spent_bytes_kept_ = 0;  // what the file knows of was spent by then
   std::map<Key, Held> caches_;
   bool is_used_ = false;  // by an engine of this daemon's life
 };

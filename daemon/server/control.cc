@@ -185,6 +185,16 @@ json cxl_json(loop::Loop& loop) {
           {"gain", stats.gain}};
 }
 
+// Null: none.
+json write_budget_json(Server& server) {
+  const policy::WriteBudget& budget = server.caches().write_budget();
+  if (!budget.is_limited()) return nullptr;
+  return {{"bytes_per_day", server.config().cache.write_bytes_per_day},
+          {"spent_bytes", budget.spent_bytes()},
+          {"saved_bytes", static_cast<std::uint64_t>(budget.saved_bytes())},
+          {"saved_max_bytes", static_cast<std::uint64_t>(budget.burst_bytes())}};
+}
+
 json tiers_json(Server& server) {
   loop::Loop& loop = server.loop();
   json tiers = json::array();
@@ -204,6 +214,7 @@ json tiers_json(Server& server) {
                      {"blocks_bytes", stats.slots_live[1] * kPageBytes},
                      {"blocks_unsynced_bytes", stats.slots_unsynced * kPageBytes},
                      {"blocks_unasked_bytes", server.caches().records().pages_left() * kPageBytes},
+                     {"write_budget", write_budget_json(server)},
                      {"file_bytes", stats.file_bytes},
                      {"disk", disk_json(server)},
                      {"quarantined", stats.slots_retired},
@@ -314,8 +325,13 @@ json choice_json(const cache::ChoiceMade& made) {
 
 json caches_json(Server& server, const os::Peer& peer) {
   json out = json::array();
-  for (const auto& [key, held] : server.caches().all()) {
+  const Caches& caches = server.caches();
+  const std::uint64_t now_ms = os::now_ns() / 1'000'000;
+  for (const auto& [key, held] : caches.all()) {
     if (!may_see(peer, key.uid)) continue;
+    const auto share_bytes = [&, uid = key.uid](const policy::BlockShares& shares) {
+      return shares.share_of(uid, now_ms) * kPageBytes;
+    };
     const cache::CacheOptions& options = held.cache->options();
     const cache::CacheStats stats = held.cache->stats();
     const std::uint64_t slot_bytes = held.cache->slot_bytes();
@@ -325,7 +341,9 @@ json caches_json(Server& server, const os::Peer& peer) {
                    {"connections", held.connections},
                    {"dram_capacity_bytes", options.slots * slot_bytes},
                    {"dram_used_bytes", stats.slots_used * slot_bytes},
+                   {"dram_share_bytes", share_bytes(caches.dram_shares())},
                    {"store_capacity_bytes", options.stored_blocks * slot_bytes},
+                   {"store_share_bytes", share_bytes(caches.store_shares())},
                    {"store_used_bytes", stats.stored * slot_bytes},
                    {"blocks_ready", stats.ready},
                    {"blocks_leased", stats.leased},
@@ -345,6 +363,8 @@ json caches_json(Server& server, const os::Peer& peer) {
                    {"puts_refused", stats.puts_refused},
                    {"blocks_written", stats.written},
                    {"write_errors", stats.write_errors},
+                   {"write_budget_refused", stats.write_budget_refused},
+                   {"write_chance_least", caches.write_budget().price(key.uid)},
                    {"blocks_read", stats.read},
                    {"read_errors", stats.read_errors},
                    {"dropped_dram", stats.dropped_dram},

@@ -971,6 +971,7 @@ std::uint64_t Server::gpu_budget(std::uint64_t total_bytes) const {
 void Server::apply(const config::Config& config) {
   config_ = config;
   dram_changed();
+  caches_.set_write_budget(config_.cache.write_bytes_per_day);
   for (auto& [uuid, gpu] : gpus_) gpu.claims.set_budget(gpu_budget(gpu.total_bytes));
 }
 

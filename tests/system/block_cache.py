@@ -3,7 +3,7 @@
 memory once, another user gets nothing, they outlive engines, the daemon and its kill -9, and every byte
 that is read is checked.
 
-usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses | chooses | dies
+usage: block_cache.py BUILD_DIR SCENARIO [ROUNDS]   shares | outlives | refuses | chooses | budget | dies
 
 `chooses` slows the daemon's disk by a cgroup of its own, and exits 77 where it may make none.
 """
@@ -96,12 +96,15 @@ class Daemon:
     def __init__(self, work, extra="", store=None):
         self.work, self.socket = work, f"{work}/sock"
         os.chmod(work, 0o755)
-        config = Path(work, "kvmemd.toml")
-        config.write_text('[daemon]\nmode = "0666"\n[dram]\nbudget = "128MiB"\n[cache]\ndram = "64MiB"\n' + extra)
-        self.command = [BUILD / "bin/kvmemd", "--config", config, "--socket", self.socket, "--runtime-dir", work,
-                        "--store", store or f"{work}/store", "--store-size", "1GiB"]
+        self.configure(extra)
+        self.command = [BUILD / "bin/kvmemd", "--config", Path(work, "kvmemd.toml"), "--socket", self.socket,
+                        "--runtime-dir", work, "--store", store or f"{work}/store", "--store-size", "1GiB"]
         os.environ["KVMEM_SOCKET"] = self.socket
         self.start()
+
+    def configure(self, extra):
+        text = '[daemon]\nmode = "0666"\n[dram]\nbudget = "128MiB"\n[cache]\ndram = "64MiB"\n'
+        Path(self.work, "kvmemd.toml").write_text(text + extra)
 
     def start(self):
         self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
@@ -119,6 +122,14 @@ class Daemon:
         got = subprocess.run([BUILD / "bin/kvmemctl", "--socket", self.socket, "--json", "status"],
                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         return json.loads(got.stdout) if got.returncode == 0 else None
+
+    def write_budget(self):
+        return [t for t in self.status()["tiers"] if t["name"] == "nvme"][0]["write_budget"]
+
+    def bytes_written(self):
+        """To any disk, by the kernel's count."""
+        fields = Path(f"/proc/{self.process.pid}/io").read_text().split()
+        return int(fields[fields.index("write_bytes:") + 1])
 
     def cache(self):
         caches = self.status()["caches"]
@@ -209,7 +220,8 @@ def shares(daemon):
 
         assert in_child(another_user, uid=65534) == [0, 0, 8]
         assert sorted(c["uid"] for c in daemon.status()["caches"]) == [0, 65534]
-        assert {c["dram_capacity_bytes"] for c in daemon.status()["caches"]} == {32 * MIB}
+        assert {c["dram_share_bytes"] for c in daemon.status()["caches"]} == {32 * MIB}
+        assert sum(c["dram_capacity_bytes"] for c in daemon.status()["caches"]) == 64 * MIB
     cache.check(path, blocks)
     lease = blocks._number  # pylint: disable=protected-access
     blocks.end()
@@ -223,6 +235,16 @@ def shares(daemon):
     mine = [c for c in daemon.status()["caches"] if c["uid"] == os.geteuid()][0]
     assert mine["dram_used_bytes"] <= mine["dram_capacity_bytes"] and mine["hits_stored"] > 0, mine
     assert mine["puts_refused"] == 0 and mine["read_errors"] == 0, mine
+    if os.geteuid() == 0:
+        def flood():
+            theirs = Cache()
+            return sum(theirs.serve(path_of(5000 + n, 4)) for n in range(80))
+
+        in_child(flood, uid=65534)
+        theirs, = [c for c in daemon.status()["caches"] if c["uid"] == 65534]
+        assert theirs["store_used_bytes"] > theirs["store_share_bytes"] == 256 * MIB, "what is not used is theirs"
+        assert all(cache.serve(path_of(c, 4)) == 4 for c in range(100, 112)), "and nothing of my share"
+        assert sum(c["dram_used_bytes"] for c in daemon.status()["caches"]) <= 64 * MIB
     tiers = {t["name"]: t for t in daemon.status()["tiers"]}
     assert tiers["dram"]["block_cache_bytes"] == 64 * MIB and tiers["dram"]["capacity_bytes"] == 64 * MIB, tiers
     cache.close()
@@ -467,6 +489,84 @@ def chooses(daemon):
     cache.close()
 
 
+def budget(daemon):
+    """No more is written than may be, by the daemon's count and the kernel's, restarts or not; and not
+    what came first but what comes back."""
+    per_day = 1536 * MIB  # a burst of 64 MiB, 32 blocks
+    text = '''policy = "lru"\nwrite_budget = "1536MiB/day"\n'''
+    daemon.stop()
+    daemon.configure(text)
+    daemon.start()
+    begin = time.monotonic()
+
+    def may_be_written():
+        return per_day // 24 + per_day * (time.monotonic() - begin) / 86400
+
+    cache = Cache()
+    before = daemon.bytes_written()
+    for c in range(60):
+        assert cache.serve(path_of(c, 4)) == 0
+    until("all is written that may be", lambda: daemon.write_budget()["saved_bytes"] < BLOCK)
+    until("it is stored", lambda: daemon.cache()["blocks_stored"] == daemon.cache()["blocks_written"])
+    state = daemon.cache()
+    assert 32 <= state["blocks_written"] and state["blocks_written"] * BLOCK <= may_be_written(), state
+    assert daemon.write_budget()["spent_bytes"] == state["blocks_written"] * BLOCK
+    # The store's own records and what the policy remembers, 1/16, and no more.
+    assert daemon.bytes_written() - before <= (may_be_written() + 4 * MIB) * 17 / 16
+    assert state["write_budget_refused"] >= 240 - state["blocks_written"] and state["puts_refused"] == 0, state
+    assert cache.serve(path_of(59, 4)) == 4, "it is in DRAM"
+    assert cache.contains(path_of(20, 4)) == 0, "it is nowhere"
+    out = subprocess.run([BUILD / "bin/kvmemctl", "--socket", daemon.socket, "explain", "cache"],
+                         stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert "1.50 GiB a day" in out and "not written for the budget:" in out, out
+    # A restart is no present, nor is a crash: of what was written more than a second before.
+    time.sleep(2)
+    written = state["blocks_written"]
+    for way in (daemon.stop, daemon.kill):
+        way()
+        daemon.start()
+        assert daemon.write_budget()["saved_bytes"] < 2 * BLOCK, daemon.write_budget()
+        for c in range(100, 120):
+            cache.serve(path_of(c, 4))
+        written += daemon.cache()["blocks_written"]
+        assert written * BLOCK <= may_be_written(), (way, written)
+        assert daemon.cache()["write_budget_refused"] > 0
+    # None: all is written. A word that cannot be taken over changes nothing.
+    for budget_text, is_limited in (("none", False), ("1GiB/day", False), ("1TiB/day", True)):
+        daemon.configure(f'policy = "lru"\nwrite_budget = "{budget_text}"\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        if budget_text == "1GiB/day":
+            time.sleep(0.5)
+        until("it is taken over", lambda: (daemon.write_budget() is not None) == is_limited)
+    assert daemon.write_budget()["bytes_per_day"] == 1 << 40
+    written = daemon.cache()["blocks_written"]
+    for c in range(200, 210):
+        cache.serve(path_of(c, 4))
+    until("all of it is written", lambda: daemon.cache()["blocks_written"] == written + 40)
+    cache.close()
+    # Prompts that come back, among those that do not, of which there are far too many.
+    daemon.stop()
+    for left in Path(daemon.work).glob("store*"):
+        left.unlink()
+    daemon.configure('write_budget = "125GiB/day"\n')
+    daemon.start()
+    cache = Cache()
+    for n in range(120):
+        cache.serve(path_of(1000 + n, 4))
+        if n >= 40:
+            cache.serve(path_of(n % 4, 2))
+    until("nothing is being written", lambda: daemon.cache()["blocks_stored"] == daemon.cache()["blocks_written"])
+    state = daemon.cache()
+    print(f"{state['blocks_written']} of 488 blocks were written, {state['write_budget_refused']} times one was not")
+    assert 8 <= state["blocks_written"] <= 300, state
+    daemon.stop()
+    daemon.start()
+    assert [cache.contains(path_of(c, 2)) for c in range(4)] == [2] * 4
+    there = sum(cache.contains(path_of(1000 + n, 4)) for n in range(120))
+    assert there < 240, there
+    cache.close()
+
+
 def opened():
     try:
         return Cache()
@@ -535,7 +635,8 @@ def main():
             if sys.argv[2] == "dies":
                 dies(daemon, int(sys.argv[3]))
             else:
-                {"shares": shares, "outlives": outlives, "refuses": refuses, "chooses": chooses}[sys.argv[2]](daemon)
+                {"shares": shares, "outlives": outlives, "refuses": refuses, "chooses": chooses,
+                 "budget": budget}[sys.argv[2]](daemon)
                 print("ok", sys.argv[2])
         finally:
             daemon.stop()

@@ -56,6 +56,9 @@ class Machine {
   SimMedia& media() { return media_; }
   SimLoop& loop() { return loop_; }
   BlockCache& cache() { return *cache_; }
+  policy::WriteBudget& write_budget() { return shared_->budget; }
+  Room& room() { return shared_->room; }
+  policy::BlockShares& dram_shares() { return shared_->dram; }
   Records& records() { return *records_; }
 
   void boot(bool has_store = true) {
@@ -86,13 +89,38 @@ class Machine {
     cache_ = *std::move(cache);
     records_->trim();
   }
+  // From now on, as the daemon: what DRAM and the store hold is several users'.
+  void share() {
+    close_cache();
+    shared_ = std::make_unique<Shared>(options_);
+    options_.dram_shares = &shared_->dram;
+    options_.store_shares = &shared_->store;
+    options_.room = &shared_->room;
+    options_.write_budget = &shared_->budget;
+    open_cache();
+  }
+  void open_another(std::uint32_t uid) {
+    CacheOptions options = options_;
+    options.uid = uid;
+    auto cache = BlockCache::create(options, loop_, *records_, nullptr);
+    ASSERT_TRUE(cache.ok()) << cache.status().what();
+    another_ = *std::move(cache);
+  }
+  // cache() is the other one.
+  void swap() { std::swap(cache_, another_); }
+  bool has_another() const { return another_ != nullptr; }
   void remember() {
     history_path_ = testing::TempDir() + "block_cache_" + std::to_string(::getpid());
   }
   void close_cache() {
     cache_->stop();
+    if (another_ != nullptr) another_->stop();
     settle();
     cache_.reset();
+    another_.reset();
+    if (shared_ != nullptr) {
+      EXPECT_EQ(shared_->room.held(), 0U);
+    }
   }
   void shut_down() {
     if (cache_ != nullptr) close_cache();
@@ -114,7 +142,15 @@ class Machine {
   void settle() {
     while (loop_.step()) {
     }
+    validate();
+  }
+  void validate() {
     cache_->validate();
+    if (another_ != nullptr) another_->validate();
+    if (shared_ == nullptr) return;
+    shared_->dram.validate();
+    shared_->store.validate();
+    shared_->budget.validate();
   }
   void sync() {
     tier::SyncOp op;
@@ -128,13 +164,23 @@ class Machine {
   }
 
  private:
+  struct Shared {
+    explicit Shared(const CacheOptions& options)
+        : dram(options.slots * 3), store(options.stored_blocks * 3), room(options.slots * 3) {}
+    policy::BlockShares dram;
+    policy::BlockShares store;
+    Room room;
+    policy::WriteBudget budget;
+  };
   CacheOptions options_;
+  std::unique_ptr<Shared> shared_;
   std::string history_path_;
   SimMedia media_;
   SimLoop loop_;
   std::unique_ptr<tier::Store> store_;
   std::unique_ptr<Records> records_;
   std::unique_ptr<BlockCache> cache_;
+  std::unique_ptr<BlockCache> another_;
 };
 
 std::vector<wire::BlockName> path_of(std::uint64_t conversation, std::size_t length) {
@@ -591,6 +637,139 @@ TEST(BlockCache, ComputesTheFirstAndReadsTheRest) {
   EXPECT_EQ(machine.cache().stats().choices[2], 1U);
 }
 
+std::size_t blocks_there(Machine& machine, std::uint64_t conversations, std::size_t length) {
+  std::size_t there = 0;
+  for (std::uint64_t c = 0; c < conversations; ++c) {
+    there += machine.cache().contains(kModel, path_of(c, length));
+  }
+  return there;
+}
+
+TEST(BlockCache, AnothersFloodTakesNoMoreThanWhatIsBeyondTheShare) {
+  Machine machine;
+  machine.share();
+  for (std::uint64_t c = 0; c < 25; ++c) serve(machine, path_of(c, 4));
+  machine.settle();
+  EXPECT_EQ(machine.cache().stats().stored, 100U) << "alone it has all";
+  machine.open_another(7);
+  machine.swap();
+  for (std::uint64_t c = 0; c < 60; ++c) {
+    serve(machine, path_of(c, 4));
+    machine.validate();
+  }
+  machine.settle();
+  EXPECT_EQ(machine.cache().stats().stored, 50U);
+  const std::uint64_t slots = machine.cache().options().slots;
+  EXPECT_LE(machine.cache().stats().slots_used, slots);
+  machine.swap();
+  EXPECT_EQ(machine.cache().stats().stored, 50U);
+  EXPECT_EQ(machine.cache().options().slots + slots, 16U);
+  EXPECT_NEAR(static_cast<double>(slots), 8, 1) << "a block more takes two: one is for leases";
+  EXPECT_EQ(blocks_there(machine, 25, 4), 50U);
+  // It asks for no more: but what it has is its own.
+  machine.swap();
+  for (std::uint64_t c = 100; c < 160; ++c) serve(machine, path_of(c, 4));
+  machine.swap();
+  EXPECT_EQ(blocks_there(machine, 25, 4), 50U);
+}
+
+// Nobody's pages are made before another's are given back; what waits for them comes then.
+TEST(BlockCache, DramThatChangesHandsIsNeverMoreThanThereIs) {
+  Machine machine;
+  machine.share();
+  for (std::uint64_t c = 0; c < 6; ++c) serve(machine, path_of(c, 2));
+  machine.settle();
+  machine.open_another(7);
+  machine.swap();
+  serve(machine, path_of(9, 4));
+  machine.settle();
+  std::vector<std::unique_ptr<Request>> held;
+  machine.swap();
+  for (std::uint64_t c = 0; c < 6; ++c) {
+    held.push_back(std::make_unique<Request>(machine, path_of(c, 2)));
+    held.back()->run();
+  }
+  machine.swap();
+  for (std::uint64_t c = 10; c < 14; ++c) {
+    Request request(machine, path_of(c, 2));
+    request.put_rest(request.run());  // as many as there is room for
+    request.end();
+    EXPECT_LE(machine.room().held(), machine.room().pages());
+    machine.validate();
+  }
+  const std::uint64_t refused = machine.cache().stats().puts_refused;
+  machine.swap();
+  for (auto& request : held) {
+    EXPECT_TRUE(request->all_right()) << "leased: it cannot be taken";
+    request->end();
+  }
+  machine.settle();
+  machine.swap();
+  for (std::uint64_t c = 20; c < 22; ++c) serve(machine, path_of(c, 3));
+  machine.settle();
+  EXPECT_EQ(machine.cache().stats().puts_refused, refused) << "there is room again";
+  EXPECT_EQ(machine.cache().contains(kModel, path_of(21, 3)), 3U);
+}
+
+TEST(BlockCache, WritesNoMoreThanItsBudget) {
+  for (const bool write_through : {true, false}) {
+    Machine machine;
+    machine.options().write_through = write_through;
+    machine.share();
+    const std::uint64_t slot = machine.cache().slot_bytes();
+    // One block comes in with each ten of the milliseconds that pass at a look at the clock.
+    constexpr double kPerMs = 0.1;
+    machine.write_budget().pass_time(g_now_ns / 1'000'000);
+    machine.write_budget().set_rate(kPerMs * static_cast<double>(slot), 100);  // 10 blocks saved
+    const std::uint64_t begin_ms = g_now_ns / 1'000'000;
+    for (std::uint64_t c = 0; c < 60; ++c) {
+      serve(machine, path_of(c, 4));
+      machine.settle();
+      const CacheStats stats = machine.cache().stats();
+      const auto passed = static_cast<double>(g_now_ns / 1'000'000 - begin_ms);
+      ASSERT_LE(static_cast<double>(stats.written), 10 + passed * kPerMs + 1);
+      ASSERT_EQ(machine.write_budget().spent_bytes(), stats.written * slot);
+    }
+    const CacheStats stats = machine.cache().stats();
+    const auto passed = static_cast<double>(g_now_ns / 1'000'000 - begin_ms);
+    EXPECT_GT(static_cast<double>(stats.written), passed * kPerMs / 2) << "and not much less";
+    EXPECT_LT(stats.written, 200U) << "or it was none";
+    EXPECT_GE(stats.write_budget_refused, 240 - stats.written - 16);
+    EXPECT_EQ(stats.puts, 240U) << "what is not written is in DRAM";
+    EXPECT_EQ(stats.puts_refused, 0U);
+    EXPECT_EQ(machine.cache().contains(kModel, path_of(59, 4)), 4U);
+    // All that is there is in DRAM or was written.
+    EXPECT_LE(blocks_there(machine, 60, 4), stats.ready + stats.stored);
+    EXPECT_LE(stats.stored, stats.written);
+  }
+}
+
+// What an earlier daemon has written needs no budget to stay.
+TEST(BlockCache, WhatIsStoredIsKeptWithoutABudget) {
+  Machine machine;
+  machine.options().policy = "kvmem";
+  machine.remember();
+  machine.share();
+  for (std::uint64_t c = 0; c < 10; ++c) serve(machine, path_of(c, 4));
+  machine.settle();
+  EXPECT_EQ(machine.cache().stats().stored, 40U);
+  machine.write_budget().pass_time(g_now_ns / 1'000'000);
+  machine.write_budget().set_rate(1e-6, 1);  // nothing at all
+  machine.cache().tick();
+  machine.settle();
+  machine.restart(false);
+  EXPECT_EQ(machine.cache().stats().stored, 40U);
+  EXPECT_EQ(machine.cache().stats().write_budget_refused, 0U) << "nobody has asked yet";
+  for (std::uint64_t c = 0; c < 10; ++c) serve(machine, path_of(c, 5));
+  machine.settle();
+  const CacheStats stats = machine.cache().stats();
+  EXPECT_EQ(stats.stored, 40U);
+  EXPECT_EQ(stats.written, 0U);
+  EXPECT_EQ(stats.hits_stored, 40U);
+  EXPECT_EQ(stats.write_budget_refused, 10U);
+  machine.cache().forget();
+}
+
 // Requests, deaths and failures in any order: what is leased has its name's bytes, always.
 TEST(BlockCache, NeverAWrongByte) {
   const char* const policies[] = {"kvmem", "lru", "lfu-da", "arc", "s3fifo"};
@@ -606,6 +785,16 @@ TEST(BlockCache, NeverAWrongByte) {
     machine.options().stored_blocks = 10 + random.below(60);
     if (random.one_in(2)) machine.remember();
     machine.open_cache();
+    const bool is_shared = random.one_in(2);
+    if (is_shared) {
+      machine.share();
+      if (random.one_in(2)) {
+        machine.write_budget().pass_time(g_now_ns / 1'000'000);
+        machine.write_budget().set_rate(
+            static_cast<double>(random.below(200)),
+            static_cast<double>(machine.cache().slot_bytes() * (1 + random.below(10))));
+      }
+    }
     if (random.one_in(2)) {
       test::SimFaults& faults = machine.media().faults;
       faults.read_flip = faults.read_elsewhere = 40;
@@ -649,7 +838,13 @@ TEST(BlockCache, NeverAWrongByte) {
           for (std::uint64_t steps = random.below(30); steps > 0; --steps) machine.loop().step();
           break;
         case 4:
-          machine.cache().set_capacity(2 + random.below(24), 5 + random.below(60));
+          if (!is_shared) {
+            machine.cache().set_capacity(2 + random.below(24), 5 + random.below(60));
+          } else if (machine.has_another()) {
+            machine.swap();
+          } else {
+            machine.open_another(9);
+          }
           break;
         case 5:
           if (!random.one_in(3)) break;
@@ -661,7 +856,7 @@ TEST(BlockCache, NeverAWrongByte) {
           machine.restart(random.one_in(2));
           break;
       }
-      machine.cache().validate();
+      machine.validate();
       ASSERT_FALSE(testing::Test::HasFailure());
     }
     for (auto& request : open) {

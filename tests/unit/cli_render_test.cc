@@ -303,6 +303,27 @@ TEST(Explain, SaysWhyBlocksAreReadOrComputed) {
   cache["last_choice"]["is_known"] = false;
   out = render_explain_cache({{"caches", {cache}}}, {});
   EXPECT_THAT(out, HasSubstr("kvmem_cache_computed"));
+  EXPECT_THAT(out, Not(HasSubstr("budget")));
+  cache["dram_used_bytes"] = 3 * kMiB;
+  cache["dram_capacity_bytes"] = 4 * kMiB;
+  cache["dram_share_bytes"] = 8 * kMiB;
+  cache["store_share_bytes"] = 0;
+  cache["write_budget_refused"] = 17;
+  cache["blocks_written"] = 5;
+  cache["write_chance_least"] = 0.25;
+  json status = {{"caches", {cache}}, {"tiers", {{{"name", "nvme"}, {"write_budget", nullptr}}}}};
+  out = render_explain_cache(status, {});
+  EXPECT_THAT(out, HasSubstr("3.00 MiB of 4.00 MiB, share of this user: 8.00 MiB\n"));
+  EXPECT_THAT(out, HasSubstr("asks for nothing: no share\n"));
+  EXPECT_THAT(out, Not(HasSubstr("budget")));
+  status["tiers"][0]["write_budget"] = {
+      {"bytes_per_day", 2048 * kMiB}, {"saved_bytes", 20 * kMiB}, {"saved_max_bytes", 85 * kMiB}};
+  out = render_explain_cache(status, {});
+  EXPECT_THAT(out, HasSubstr("2.00 GiB a day, 20.0 MiB of 85.0 MiB saved up\n"));
+  EXPECT_THAT(out, HasSubstr("with a chance of 0.25 or more\n"));
+  EXPECT_THAT(out, HasSubstr("17 times, 5 blocks written\n"));
+  status["caches"][0]["last_choice"] = nullptr;
+  EXPECT_THAT(render_explain_cache(status, {}), HasSubstr("17 times, 5 blocks written\n"));
   EXPECT_EQ(render_explain_cache({{"caches", json::array()}}, {}),
             "no engine uses the block cache\n");
 }

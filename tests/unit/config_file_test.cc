@@ -86,6 +86,7 @@ dram = "3GiB"
 store = "30%"
 policy = "arc"
 write_through = false
+write_budget = "2TiB/day"
 [quota]
 per_uid_dram = "50%"
 per_uid_store = "1GiB"
@@ -114,6 +115,7 @@ TEST(Config, EmptyFileMeansDefaults) {
   EXPECT_EQ(c.cache.store_bytes, 16 * kGiB);
   EXPECT_EQ(c.cache.policy, "kvmem");
   EXPECT_TRUE(c.cache.write_through);
+  EXPECT_EQ(c.cache.write_bytes_per_day, 0u);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, c.dram.budget_bytes);
   EXPECT_EQ(c.quota.per_uid_store_bytes, c.nvme.size_bytes);
   EXPECT_FALSE(c.policy.prefetch_depth.has_value());
@@ -137,6 +139,7 @@ TEST(Config, EveryKeyIsRead) {
   EXPECT_EQ(c.cache.store_bytes, 30 * kGiB);
   EXPECT_EQ(c.cache.policy, "arc");
   EXPECT_FALSE(c.cache.write_through);
+  EXPECT_EQ(c.cache.write_bytes_per_day, 2048 * kGiB);
   EXPECT_EQ(c.quota.per_uid_dram_bytes, 2 * kGiB);
   EXPECT_EQ(c.quota.per_uid_store_bytes, kGiB);
   EXPECT_EQ(c.quota.sessions_max, 3u);
@@ -165,6 +168,22 @@ TEST(Config, ProblemNamesLineKeyFaultAndRemedy) {
   EXPECT_EQ(loaded.problems[0].line, 3u);
   EXPECT_THAT(loaded.problems[0].text(), AllOf(HasSubstr("k.toml:3: dram.budget: \"12 apples\""),
                                                HasSubstr("use KiB, MiB, GiB")));
+}
+
+TEST(Config, AWriteBudgetIsASizePerDayOrNone) {
+  const auto bytes = [](const std::string& text) {
+    return config_of("[cache]\nwrite_budget = " + text + "\n").cache.write_bytes_per_day;
+  };
+  EXPECT_EQ(bytes("\"1.5TB/day\""), 1'500'000'000'000u);
+  EXPECT_EQ(bytes("\"1536MiB/day\""), kWriteBudgetMinBytes);
+  EXPECT_EQ(bytes("\"none\""), 0u);
+  for (const char* text : {"\"2TiB\"", "\"2TiB/hour\"", "\"/day\"", "\"10%/day\"", "\"1GiB/day\"",
+                           "\"0/day\"", "\"\"", "100", "true"}) {
+    const auto problems = problems_of("[cache]\n\nwrite_budget = " + std::string(text) + "\n");
+    ASSERT_THAT(problems, SizeIs(1)) << text;
+    EXPECT_THAT(problems[0], AllOf(HasSubstr("k.toml:3: cache.write_budget: "),
+                                   HasSubstr("; write "), HasSubstr("/day\"")));
+  }
 }
 
 TEST(Config, AllProblemsComeBackInTheOrderOfTheFile) {
