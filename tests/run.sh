@@ -106,8 +106,8 @@ step_release() {
 }
 
 # Simulations are long, of one thread, and judged by their figures in release.
-simulations='Sizes/Dense|Shapes/Moe|HitRates'
-one_thread='Planner|BlockCache|History|Policy|Trace|Config|StoreCrash|Render'
+simulations='Sizes/Dense|Shapes/Moe|HitRates|Shares|Of/EachShared'
+one_thread='Planner|BlockCache|BlockShares|WriteBudget|History|Policy|Trace|Config|StoreCrash|Render'
 
 step_asan() {
   # Not what is built into an engine's program: a preloaded library does not mix with a sanitizer.
