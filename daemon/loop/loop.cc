@@ -259,23 +259,28 @@ void Loop::plan_places() {
     room = -static_cast<std::int64_t>(
         std::min(dram().used_pages() - dram().capacity_pages(), cxl().free_pages()));
   }
-  placer_.plan(now, room, hand_ != nullptr && sampling_, places_);
+  placer_.plan(now, room, {.looks = hand_ != nullptr && sampling_, .moves = steps_.empty()},
+               places_);
   for (const model::PageRef& page : places_.looks) {
     if (Region* region = by_slot_[page.region]; region != nullptr && unmap(*region, page.page))
       placer_.looked_at(page, now);
   }
-  for (const model::PageRef& page : places_.down) {
-    if (!place(page, model::Memory::kCxl).ok()) placer_.stayed(page);
-  }
+  for (const model::PageRef& page : places_.down) steps_.push_back({page, model::Memory::kCxl});
   for (const Places::Swap& swap : places_.swaps) {
-    const model::PageRef& first = swap.is_pair ? swap.down : swap.up;
-    const model::Memory to = swap.is_pair ? model::Memory::kCxl : model::Memory::kDram;
-    if (place(first, to).ok()) {
-      if (swap.is_pair) swaps_.push_back(swap);
-      continue;
-    }
-    placer_.stayed(swap.up);
-    if (swap.is_pair) placer_.stayed(swap.down);
+    if (swap.is_pair) steps_.push_back({swap.down, model::Memory::kCxl});
+    steps_.push_back({swap.up, model::Memory::kDram});
+  }
+  start_places();
+}
+
+// One after the other. What goes up takes the place of what has gone down before it, if that could
+// and nothing else has taken it.
+void Loop::start_places() {
+  while (!steps_.empty() && migrator_->places_in_flight() == 0) {
+    const Step step = steps_.front();
+    steps_.pop_front();
+    const bool has_room = step.to == model::Memory::kCxl || dram().free_pages() > 0;
+    if (!has_room || !place(step.page, step.to).ok()) placer_.stayed(step.page);
   }
 }
 
@@ -694,20 +699,13 @@ void Loop::discarded(model::PageRef page) {
   changed_ = true;
 }
 
-// Of a pair, the one that goes up follows the one that made room.
-void Loop::placed(model::PageRef page) {
-  const Region& region = *by_slot_[page.region];
-  const model::Memory to = region.frame_of(page.page);
-  log_move(page, PageState::kResident, PageState::kResident,
-           to == model::Memory::kDram ? model::Reason::kPlaceUp : model::Reason::kPlaceDown);
-  placer_.moved(page, to, os::now_ns());
-  const auto swap = std::find_if(swaps_.begin(), swaps_.end(),
-                                 [&](const Places::Swap& s) { return s.down == page; });
-  if (swap == swaps_.end()) return;
-  const model::PageRef up = swap->up;
-  swaps_.erase(swap);
-  // (Its place may have been taken meanwhile.)
-  if (dram().free_pages() == 0 || !place(up, model::Memory::kDram).ok()) placer_.stayed(up);
+void Loop::placed(model::PageRef page, model::Memory memory) {
+  if (by_slot_[page.region] != nullptr) {
+    log_move(page, PageState::kResident, PageState::kResident,
+             memory == model::Memory::kDram ? model::Reason::kPlaceUp : model::Reason::kPlaceDown);
+    placer_.moved(page, memory, os::now_ns());
+  }
+  start_places();
 }
 
 void Loop::place_failed(model::PageRef page, const Status& status) {
@@ -718,11 +716,7 @@ void Loop::place_failed(model::PageRef page, const Status& status) {
     os::log(os::Severity::kWarning, "a page could not be moved between DRAM and CXL memory: %s",
             os::reason_of(status).c_str());
   }
-  const auto swap = std::find_if(swaps_.begin(), swaps_.end(),
-                                 [&](const Places::Swap& s) { return s.down == page; });
-  if (swap == swaps_.end()) return;
-  placer_.stayed(swap->up);
-  swaps_.erase(swap);
+  start_places();
 }
 
 void Loop::lost(const Region& region, std::uint32_t page, const char* why) {
@@ -745,8 +739,7 @@ void Loop::region_gone(Region& region) {
   const model::RegionSlot slot = region.slot;
   planner_.region_removed(slot);
   placer_.region_removed(slot);
-  std::erase_if(
-      swaps_, [&](const Places::Swap& s) { return s.down.region == slot || s.up.region == slot; });
+  std::erase_if(steps_, [slot](const Step& step) { return step.page.region == slot; });
   by_slot_[slot] = nullptr;
   free_slots_.push_back(slot);
   std::erase_if(regions_, [&](const auto& r) { return r.get() == &region; });

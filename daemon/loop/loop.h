@@ -152,6 +152,7 @@ class Loop final : public migrate::Observer {
   Result<migrate::Region*> install(std::unique_ptr<migrate::Region> region);
   void plan();
   void plan_places();
+  void start_places();
   Status place(model::PageRef page, model::Memory to);
   // The next touch of the page shall be seen. False: it is not in memory.
   bool unmap(migrate::Region& region, std::uint32_t page);
@@ -175,7 +176,7 @@ class Loop final : public migrate::Observer {
   void demoted(model::PageRef page) override;
   void demote_failed(model::PageRef page) override;
   void discarded(model::PageRef page) override;
-  void placed(model::PageRef page) override;
+  void placed(model::PageRef page, model::Memory memory) override;
   void place_failed(model::PageRef page, const Status& status) override;
   void lost(const migrate::Region& region, std::uint32_t page, const char* why) override;
   void poison_in_engine(migrate::View& view, std::uint32_t page) override;
@@ -204,7 +205,11 @@ class Loop final : public migrate::Observer {
   std::deque<MoveRecord> move_log_;  // at most kMoveLogMax
   model::Moves planned_;
   Places places_;
-  std::vector<Places::Swap> swaps_;  // whose first half is on its way
+  struct Step {
+    model::PageRef page;
+    model::Memory to = model::Memory::kDram;
+  };
+  std::deque<Step> steps_;  // moves between the two, chosen and not begun; at most a plan's
   bool changed_ = false;
   bool sampling_ = true;
   std::uint64_t last_shortage_ns_ = 0;

@@ -41,7 +41,7 @@ constexpr std::uint8_t kMovedDown = 2;
 constexpr double kSwapRatio = 2;        // of the rates, for two pages to change places
 constexpr std::size_t kUpDraws = 32;    // candidates in CXL memory, besides those just used
 constexpr std::size_t kDownDraws = 64;  // in DRAM
-constexpr std::size_t kSwapsMax = 8;    // a plan
+constexpr std::size_t kSwapsMax = 16;   // a plan
 constexpr std::size_t kHotMax = 64;
 constexpr std::size_t kLooksMax = 256;  // a plan
 constexpr double kLooksSaved = 256;
@@ -454,14 +454,14 @@ void Placer::Impl::choose_moves(std::uint64_t now_ns, std::int64_t dram_room, Pl
   }
 }
 
-void Placer::plan(std::uint64_t now_ns, std::int64_t dram_room, bool may_look, Places& out) {
+void Placer::plan(std::uint64_t now_ns, std::int64_t dram_room, May may, Places& out) {
   Impl& p = *impl_;
   out.clear();
   if (p.pace.limit_per_s() <= 0) return;
   p.frequency.advance(now_ns);
   p.settle_watched(to_ticks(now_ns));
-  if (may_look) p.choose_looks(now_ns, out);
-  p.choose_moves(now_ns, dram_room, out);
+  if (may.looks) p.choose_looks(now_ns, out);
+  if (may.moves) p.choose_moves(now_ns, dram_room, out);
   p.last_ns = now_ns;
 }
 

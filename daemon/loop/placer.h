@@ -2,10 +2,10 @@
 // all is the Planner's; both hear the same facts. Knows no I/O and no clock: time is handed in.
 // Owned by one thread.
 //
-// Pages are looked at in turn: a mapping is taken away, and the next use is seen (heat/frequency.h).
-// The most used pages of CXL memory change places with the least used of DRAM, of a few drawn at
-// random, while one is used at least twice as often as the other, and at a pace that follows what
-// it brings (policy/place_pace.h).
+// Pages are looked at in turn: a mapping is taken away, and the next use is seen
+// (heat/frequency.h). The most used pages of CXL memory change places with the least used of DRAM,
+// of a few drawn at random, while one is used at least twice as often as the other, and at a pace
+// that follows what it brings (policy/place_pace.h).
 #pragma once
 
 #include <cstdint>
@@ -77,7 +77,11 @@ class Placer {
   static constexpr std::uint64_t kTickNs = 50'000'000;
   // `dram_room`: frames that DRAM has free; below 0: pages that it has too many, and CXL memory has
   // room for.
-  void plan(std::uint64_t now_ns, std::int64_t dram_room, bool may_look, Places& out);
+  struct May {
+    bool looks = true;
+    bool moves = true;  // those of the last plan have ended
+  };
+  void plan(std::uint64_t now_ns, std::int64_t dram_room, May may, Places& out);
 
   // Uses a second, as far as they are known.
   double uses_per_second(model::PageRef page, std::uint64_t now_ns) const;

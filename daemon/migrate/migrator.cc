@@ -886,18 +886,23 @@ Status Migrator::place(Region& region, std::uint32_t page, model::Memory to) {
 // The table never said otherwise: the bytes are where it says, at either end.
 void Migrator::place_done(Move& move) {
   Region& region = *move.region;
+  const model::PageRef page = region.ref(move.page);
+  const Status status = move.status;
   const model::Memory to = region.frame_of(move.page);
-  if (move.status.ok()) {
+  if (status.ok()) {
     ++(to == model::Memory::kDram ? counters_.pages_to_dram : counters_.pages_to_cxl);
-    observer_.placed(region.ref(move.page));
   } else {
     move_frame(region, move.page,
                to == model::Memory::kDram ? model::Memory::kCxl : model::Memory::kDram);
     ++counters_.place_failures;
-    if (move.status.code() == Code::kNoMemory) shortage_[static_cast<std::size_t>(to)] = true;
-    observer_.place_failed(region.ref(move.page), move.status);
+    if (status.code() == Code::kNoMemory) shortage_[static_cast<std::size_t>(to)] = true;
   }
-  end(move);
+  end(move);  // `region` may be no more
+  if (status.ok()) {
+    observer_.placed(page, to);
+  } else {
+    observer_.place_failed(page, status);
+  }
 }
 
 void Migrator::release_record(const Region& region, std::uint32_t page, Residency entry) {

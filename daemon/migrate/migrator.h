@@ -55,8 +55,8 @@ class Observer {
   virtual void demoted(model::PageRef page) = 0;
   virtual void demote_failed(model::PageRef page) = 0;
   virtual void discarded(model::PageRef page) = 0;
-  // A resident page lies elsewhere now; or it does not, and could not be moved.
-  virtual void placed(model::PageRef page) = 0;
+  // A resident page's move to other memory has ended, well or not; its region may be gone.
+  virtual void placed(model::PageRef page, model::Memory memory) = 0;
   virtual void place_failed(model::PageRef page, const Status& status) = 0;
   // `page` cannot be had back: its engine gets SIGBUS. One log line.
   virtual void lost(const Region& region, std::uint32_t page, const char* why) = 0;
@@ -83,7 +83,9 @@ struct AsideRequest : Countdown {
 struct MigratorOptions {
   std::uint32_t fills_max = 32;    // in flight, demanded or ahead
   std::uint32_t demotes_max = 32;  // writing or punching
-  std::uint32_t places_max = 4;
+  // To move a huge page the kernel locks the file that it belongs to while it copies: beside
+  // another of the same region it would fail.
+  std::uint32_t places_max = 1;
 };
 
 class Migrator {

@@ -50,7 +50,7 @@ killed=0 last=
 while [ "$killed" -lt "$restarts" ] && kill -0 $runner 2>/dev/null; do
   sleep "0.$((RANDOM % 9))$((RANDOM % 9))"
   # The daemon is a child of the runner's, or of its session leader; no other daemon is meant.
-  daemon=$(pgrep -f -- "--store $work/" | while read -r p; do
+  daemon=$(pgrep -f -- "--store ${store:-$work/}" | while read -r p; do
     [ "$(cat "/proc/$p/comm" 2>/dev/null)" = kvmemd ] && echo "$p"; done | head -1 || true)
   # One that is dying can be killed again, and is restarted once.
   [ -n "$daemon" ] && [ "$daemon" != "$last" ] || continue

@@ -49,7 +49,7 @@ class Reckoned {
         looked_[page] = false;
         placer_.used({0, page}, at);
       }
-      placer_.plan(now_, dram_room_, true, places_);
+      placer_.plan(now_, dram_room_, {true, true}, places_);
       for (const model::PageRef& look : places_.looks) {
         placer_.looked_at(look, now_);
         if (!looked_[look.page]) expect_use(look.page);
@@ -223,12 +223,12 @@ TEST(Placer, PagesThatLeaveAreForgotten) {
   machine.run(1);
   for (std::uint32_t page = 0; page < 64; ++page) machine.placer().left({0, page});
   Places places;
-  machine.placer().plan(100'000'000'000, 16, true, places);
+  machine.placer().plan(100'000'000'000, 16, {true, true}, places);
   EXPECT_TRUE(places.looks.empty());
   EXPECT_TRUE(places.swaps.empty());
   machine.placer().region_removed(0);
   machine.placer().region_added(0, 16);
-  machine.placer().plan(200'000'000'000, 16, true, places);
+  machine.placer().plan(200'000'000'000, 16, {true, true}, places);
   EXPECT_TRUE(places.swaps.empty());
 }
 
@@ -239,7 +239,7 @@ TEST(Placer, NoLimitNoLooks) {
   placer.arrived({0, 0}, Memory::kCxl);
   placer.arrived({0, 1}, Memory::kDram);
   Places places;
-  placer.plan(1'000'000'000, 4, true, places);
+  placer.plan(1'000'000'000, 4, {true, true}, places);
   EXPECT_TRUE(places.looks.empty());
   EXPECT_TRUE(places.swaps.empty());
 }
