@@ -57,6 +57,8 @@ class Placer {
   ~Placer();
   Placer(Placer&&) noexcept;
   Placer& operator=(Placer&&) noexcept;
+  Placer(const Placer&) = delete;
+  Placer& operator=(const Placer&) = delete;
 
   void set_limit(double places_per_s);
 

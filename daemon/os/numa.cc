@@ -214,6 +214,7 @@ std::vector<int> by_room(NodeSet nodes, bool huge) {
   }
   std::sort(free.rbegin(), free.rend());
   std::vector<int> order;
+  order.reserve(free.size());
   for (const auto& entry : free) order.push_back(std::get<2>(entry));
   return order;
 }
