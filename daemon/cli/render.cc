@@ -483,15 +483,16 @@ std::string render_sources(const json& status, const Style& style) {
 std::string render_regions(const json& regions, const Style& style) {
   std::vector<Row> rows;
   for (const json& r : array(regions, "regions")) {
-    rows.push_back({text(r, "region"), text(r, "pid"), text(r, "kind"),
-                    human_bytes(number(r, "size_bytes")), human_count(number(r, "resident_pages")),
-                    human_count(number(r, "stored_pages")), human_count(number(r, "origin_pages")),
-                    human_count(number(r, "fresh_pages")), human_count(number(r, "lost_pages")),
-                    human_count(number(r, "pinned_pages")), text(r, "backing"),
-                    joined({text(r, "tag"), text(r, "path"), text(r, "backing_why"),
-                            number(r, "cxl_pages") > 0 ? text(r, "cxl_pages") + " in CXL memory" : "",
-                            number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
-                           ", ")});
+    rows.push_back(
+        {text(r, "region"), text(r, "pid"), text(r, "kind"), human_bytes(number(r, "size_bytes")),
+         human_count(number(r, "resident_pages")), human_count(number(r, "stored_pages")),
+         human_count(number(r, "origin_pages")), human_count(number(r, "fresh_pages")),
+         human_count(number(r, "lost_pages")), human_count(number(r, "pinned_pages")),
+         text(r, "backing"),
+         joined({text(r, "tag"), text(r, "path"), text(r, "backing_why"),
+                 number(r, "cxl_pages") > 0 ? text(r, "cxl_pages") + " in CXL memory" : "",
+                 number(r, "views") > 1 ? text(r, "views") + " engines share it" : ""},
+                ", ")});
   }
   const std::string on_gpus = gpu_regions(regions, style);
   if (rows.empty()) return on_gpus.empty() ? "no regions\n" : on_gpus;

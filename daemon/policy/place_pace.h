@@ -1,8 +1,8 @@
 // PlacePace: how many pages a second may change places between DRAM and CXL memory. No more than
 // the limit; and it adapts to what earlier moves brought: of the pages that were moved up and down
 // it hears how often they are used since. Where those moved up are not used clearly more often, the
-// choice was noise, and the pace halves, or more; where they are, it doubles, or more. It never stops: what
-// does not pay now may later. Pure: time is handed in.
+// choice was noise, and the pace halves, or more; where they are, it doubles, or more. It never
+// stops: what does not pay now may later. Pure: time is handed in.
 //
 // Uses a second are compared as logarithms: of two pages alike one look may see ten times the rate
 // of the other, and a mean would follow the largest.

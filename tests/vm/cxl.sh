@@ -49,4 +49,4 @@ for pool in "${pools[@]}"; do
 done
 
 served --cxl 32MiB --restarts 2 "$build/programs/writers" 160 2 12
-echo "ok $(uname -r): DRAM, node ${pools[*]:1} and the disk"
+echo "ok $(uname -r): DRAM, ${#pools[@]} nodes, and the disk"
