@@ -6,9 +6,10 @@
 #include <sys/vfs.h>
 
 #include <cstdio>
-#include <cstring>
+#include <string>
 
 #include "base/page.h"
+#include "os/kernel_file.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -19,32 +20,6 @@ namespace {
 
 constexpr unsigned kHugeTlb2MiB = 21U << 26;  // MFD_HUGE_2MB, absent from glibc 2.36's headers
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-
-bool read_text(const char* path, char* text, std::size_t size) {
-  UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC));
-  if (!fd) return false;
-  const ssize_t n = ::read(fd.get(), text, size - 1);
-  if (n < 0) return false;
-  text[n] = 0;
-  return true;
-}
-
-std::uint64_t read_number(const char* path) {
-  char text[64];
-  unsigned long long value = 0;
-  if (!read_text(path, text, sizeof text) || std::sscanf(text, "%llu", &value) != 1) return 0;
-  return value;
-}
-
-// The value in bytes of a "Key:   123 kB" line.
-std::uint64_t kib_line(const char* path, const char* key) {
-  char text[8192];
-  if (!read_text(path, text, sizeof text)) return 0;
-  const char* at = std::strstr(text, key);
-  unsigned long long kib = 0;
-  if (at == nullptr || std::sscanf(at + std::strlen(key), "%llu", &kib) != 1) return 0;
-  return kib * 1024;
-}
 
 }  // namespace
 
@@ -150,12 +125,8 @@ Result<UniqueFd> reopen(int fd, int open_flags) {
 }
 
 std::uint64_t huge_tlb_pages_available() {
-  constexpr char kPool[] = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
-  const auto value = [&](const char* name) {
-    char path[128];
-    std::snprintf(path, sizeof path, "%s%s", kPool, name);
-    return read_number(path);
-  };
+  const std::string pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/";
+  const auto value = [&](const char* name) { return kernel_number(pool + name); };
   const std::uint64_t overcommit = value("nr_overcommit_hugepages");
   const std::uint64_t surplus = value("surplus_hugepages");
   const std::uint64_t reserved = value("resv_hugepages");
@@ -165,23 +136,22 @@ std::uint64_t huge_tlb_pages_available() {
 }
 
 bool huge_shmem_available() {
-  char text[128];
-  if (!read_text("/sys/kernel/mm/transparent_hugepage/shmem_enabled", text, sizeof text))
-    return false;
-  return std::strstr(text, "[advise]") != nullptr || std::strstr(text, "[always]") != nullptr ||
-         std::strstr(text, "[within_size]") != nullptr || std::strstr(text, "[force]") != nullptr;
+  const std::string text = kernel_text("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  const auto is = [&](const char* choice) { return text.find(choice) != std::string::npos; };
+  return is("[advise]") || is("[always]") || is("[within_size]") || is("[force]");
 }
 
 MemoryKind ordinary_memory() {
   return huge_shmem_available() ? MemoryKind::kHugeShmem : MemoryKind::kShmem;
 }
 
-std::uint64_t memory_total_bytes() { return kib_line("/proc/meminfo", "MemTotal:"); }
+std::uint64_t memory_total_bytes() { return kernel_bytes("/proc/meminfo", "MemTotal:"); }
 
-std::uint64_t memory_available_bytes() { return kib_line("/proc/meminfo", "MemAvailable:"); }
+std::uint64_t memory_available_bytes() { return kernel_bytes("/proc/meminfo", "MemAvailable:"); }
 
 std::uint64_t private_resident_bytes() {
-  return kib_line("/proc/self/status", "RssAnon:") + kib_line("/proc/self/status", "RssFile:");
+  return kernel_bytes("/proc/self/status", "RssAnon:") +
+         kernel_bytes("/proc/self/status", "RssFile:");
 }
 
 }  // namespace kvmem::os

@@ -1,11 +1,7 @@
 #include "os/numa.h"
 
-#include <linux/capability.h>
 #include <numaif.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +11,10 @@
 #include <sstream>
 #include <tuple>
 
+#include "base/check.h"
+#include "os/kernel_file.h"
+#include "os/rights.h"
+
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
@@ -22,34 +22,8 @@
 namespace kvmem::os {
 namespace {
 
+constexpr std::size_t kStepsMax = 512;                       // of 4 KiB: a page of ours
 constexpr unsigned long kMaskBits = NodeSet::kNodesMax + 1;  // the kernel takes one off
-
-std::string first_line(const std::string& path) {
-  std::ifstream in(path);
-  std::string line;
-  std::getline(in, line);
-  return line;
-}
-
-std::uint64_t number_in(const std::string& path) {
-  const std::string line = first_line(path);
-  std::uint64_t value = 0;
-  std::from_chars(line.data(), line.data() + line.size(), value);
-  return value;
-}
-
-// The value in bytes of "Node 1 MemTotal:  1024 kB".
-std::uint64_t node_bytes(const std::string& folder, std::string_view key) {
-  std::ifstream in(folder + "/meminfo");
-  for (std::string line; std::getline(in, line);) {
-    const std::size_t at = line.find(key);
-    if (at == std::string::npos) continue;
-    std::uint64_t kib = 0;
-    std::istringstream(line.substr(at + key.size())) >> kib;
-    return kib * 1024;
-  }
-  return 0;
-}
 
 // Nodes whose memory is in ZONE_MOVABLE alone.
 NodeSet movable_nodes(const std::string& root) {
@@ -117,7 +91,7 @@ std::vector<NumaNode> numa_nodes(const std::string& root) {
   const std::string folder = root + "/sys/devices/system/node/";
   // Of a list that cannot be read: none.
   const auto list = [&folder](const char* name) {
-    auto nodes = NodeSet::parse(first_line(folder + name));
+    auto nodes = NodeSet::parse(kernel_text(folder + name));
     return nodes.ok() ? *nodes : NodeSet();
   };
   const NodeSet with_memory = list("has_memory");
@@ -132,9 +106,9 @@ std::vector<NumaNode> numa_nodes(const std::string& root) {
     node.number = number;
     node.has_cpus = with_cpus.has(number);
     node.is_movable = movable.has(number);
-    node.total_bytes = node_bytes(its, "MemTotal:");
-    node.free_bytes = node_bytes(its, "MemFree:");
-    std::istringstream distances(first_line(its + "/distance"));
+    node.total_bytes = kernel_bytes(its + "/meminfo", "MemTotal:");
+    node.free_bytes = kernel_bytes(its + "/meminfo", "MemFree:");
+    std::istringstream distances(kernel_text(its + "/distance"));
     // Listed in the order of the nodes that are online.
     for (int other = 0; other < NodeSet::kNodesMax; ++other) {
       int distance = 0;
@@ -143,15 +117,15 @@ std::vector<NumaNode> numa_nodes(const std::string& root) {
         node.distance = distance;
     }
     const std::string access = its + "/access0/initiators/";
-    node.latency_ns = static_cast<std::uint32_t>(number_in(access + "read_latency"));
-    node.bandwidth_mbps = static_cast<std::uint32_t>(number_in(access + "read_bandwidth"));
+    node.latency_ns = static_cast<std::uint32_t>(kernel_number(access + "read_latency"));
+    node.bandwidth_mbps = static_cast<std::uint32_t>(kernel_number(access + "read_bandwidth"));
     nodes.push_back(node);
   }
   return nodes;
 }
 
 bool is_numa_balancing(const std::string& root) {
-  return number_in(root + "/proc/sys/kernel/numa_balancing") != 0;
+  return kernel_number(root + "/proc/sys/kernel/numa_balancing") != 0;
 }
 
 NodeBinding::NodeBinding(NodeSet nodes) {
@@ -168,37 +142,27 @@ NodeBinding::~NodeBinding() {
   if (is_bound_) (void)::set_mempolicy(MPOL_DEFAULT, nullptr, 0);
 }
 
-bool may_move_shared_pages() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  std::array<__user_cap_data_struct, _LINUX_CAPABILITY_U32S_3> sets{};
-  if (::syscall(SYS_capget, &header, sets.data()) != 0) return false;
-  return (sets[CAP_SYS_NICE / 32].effective >> (CAP_SYS_NICE % 32) & 1) != 0;
-}
-
 Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_bytes, int node) {
   // The kernel moves what this process has in its own page table.
   if (::madvise(data, size_bytes, MADV_POPULATE_READ) != 0)
     return Status::from_errno("madvise(MADV_POPULATE_READ)");
-  constexpr std::size_t kBatch = 512;
-  std::array<void*, kBatch> pages{};
-  std::array<int, kBatch> nodes{};
-  std::array<int, kBatch> where{};
-  nodes.fill(node);
+  std::array<void*, kStepsMax> pages{};
+  std::array<int, kStepsMax> nodes{};
+  std::array<int, kStepsMax> where{};
   const std::size_t count = size_bytes / step_bytes;
-  for (std::size_t first = 0; first < count; first += kBatch) {
-    const std::size_t n = std::min(kBatch, count - first);
-    for (std::size_t i = 0; i < n; ++i) pages[i] = data + (first + i) * step_bytes;
-    where.fill(-EBUSY);
-    const long left = ::move_pages(0, n, pages.data(), nodes.data(), where.data(),
-                                   may_move_shared_pages() ? MPOL_MF_MOVE_ALL : MPOL_MF_MOVE);
-    if (left < 0) return Status::from_errno("move_pages");
-    // (A count of pages that were left does not say which; what each one's status says does.)
-    for (std::size_t i = 0; i < n; ++i) {
-      if (where[i] == node) continue;
-      if (where[i] == -ENOMEM) return Status(Code::kNoMemory, "the node has no memory", ENOMEM);
-      if (where[i] >= 0) return Status(Code::kBusy, "move_pages: a page stayed");
-      return Status(Code::kBusy, "move_pages: a page is in use", -where[i]);
-    }
+  KV_CHECK(count <= kStepsMax);
+  for (std::size_t i = 0; i < count; ++i) pages[i] = data + i * step_bytes;
+  nodes.fill(node);
+  where.fill(-EBUSY);
+  const long left = ::move_pages(0, count, pages.data(), nodes.data(), where.data(),
+                                 may_move_shared_pages() ? MPOL_MF_MOVE_ALL : MPOL_MF_MOVE);
+  if (left < 0) return Status::from_errno("move_pages");
+  // (A count of pages that were left does not say which; what each one's status says does.)
+  for (std::size_t i = 0; i < count; ++i) {
+    if (where[i] == node) continue;
+    if (where[i] == -ENOMEM) return Status(Code::kNoMemory, "the node has no memory", ENOMEM);
+    if (where[i] >= 0) return Status(Code::kBusy, "move_pages: a page stayed");
+    return Status(Code::kBusy, "move_pages: a page is in use", -where[i]);
   }
   return {};
 }
@@ -209,8 +173,8 @@ std::vector<int> by_room(NodeSet nodes, bool huge) {
     if (!nodes.has(node)) continue;
     const std::string folder = "/sys/devices/system/node/node" + std::to_string(node);
     const std::uint64_t pool =
-        huge ? number_in(folder + "/hugepages/hugepages-2048kB/free_hugepages") : 0;
-    free.emplace_back(pool, node_bytes(folder, "MemFree:"), node);
+        huge ? kernel_number(folder + "/hugepages/hugepages-2048kB/free_hugepages") : 0;
+    free.emplace_back(pool, kernel_bytes(folder + "/meminfo", "MemFree:"), node);
   }
   std::sort(free.rbegin(), free.rend());
   std::vector<int> order;

@@ -71,13 +71,10 @@ class NodeBinding {
   Status status_;
 };
 
-// Whether this process may move pages that other processes have mapped too (CAP_SYS_NICE).
-bool may_move_shared_pages();
-
-// Moves what this process has mapped at [data, data + size) to `node`; every process sees the bytes
-// throughout, a thread that touches a page while it is under way waits. `step_bytes`: of the OS
-// pages it consists of. kNoMemory: the node has none; kBusy: something holds a page (direct I/O
-// under way, registered buffers), and what is moved already is there.
+// Moves what this process has mapped at [data, data + size), at most 2 MiB, to `node`; every
+// process sees the bytes throughout, a thread that touches a page while it is under way waits.
+// `step_bytes`: of the OS pages it consists of. kNoMemory: the node has none; kBusy: something
+// holds a page (direct I/O under way, registered buffers), and what is moved already is there.
 Status move_memory(std::byte* data, std::size_t size_bytes, std::size_t step_bytes, int node);
 // The nodes by the memory they have free, most first; `huge`: by the pages of 2 MiB free in their
 // pools, before what is free besides.

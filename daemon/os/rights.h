@@ -10,4 +10,7 @@ namespace kvmem::os {
 // have that, with which pages move between memory nodes. REQUIRES: no other thread yet.
 Status drop_capabilities(bool keeps_nice);
 
+// Whether it may move pages that other processes have mapped too: CAP_SYS_NICE.
+bool may_move_shared_pages();
+
 }  // namespace kvmem::os
