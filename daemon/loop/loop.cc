@@ -170,6 +170,10 @@ void Loop::heed_shortages() {
 
 void Loop::set_capacity(model::Memory memory, std::uint64_t pages) {
   memory_[memory].live_with(pages);
+  capacity_changed();
+}
+
+void Loop::capacity_changed() {
   planner_.set_capacity(memory_.capacity_pages());
   changed_ = true;
 }
@@ -247,7 +251,8 @@ Status Loop::place(model::PageRef page, model::Memory to) {
   Region* region = by_slot_[page.region];
   if (region == nullptr) return Status(Code::kNotFound, "the region is gone");
   KV_TRY(migrator_->place(*region, page.page, to));
-  if (hand_ != nullptr && sampling_) (void)unmap(*region, page.page);
+  if (hand_ != nullptr && sampling_ && unmap(*region, page.page))
+    placer_.looked_at(page, os::now_ns());
   return {};
 }
 
@@ -299,7 +304,7 @@ void Loop::heed_huge_pages() {
           "hugetlb.2MB.max was lowered, or others use them): pages that come in move to ordinary "
           "memory, whose page-table edits cost 50 times more; sysctl "
           "vm.nr_overcommit_hugepages=%" PRIu64 " brings them back",
-          options_.dram_pages);
+          dram().budget_pages());
 }
 
 // Moving a page aside takes its engine: one that is stopped, out of mappings or has an older
@@ -314,7 +319,7 @@ void Loop::say_who_waits() {
           "a thread of an engine has waited for a huge page for %" PRIu64
           " s, and its libkvmem does not take an ordinary one (is it stopped, or at "
           "vm.max_map_count?): sysctl vm.nr_overcommit_hugepages=%" PRIu64 " lets it go on",
-          (now - since) / 1'000'000'000, options_.dram_pages);
+          (now - since) / 1'000'000'000, dram().budget_pages());
 }
 
 void Loop::arm_tick() {
@@ -350,18 +355,15 @@ void Loop::on_tick() {
 }
 
 void Loop::set_dram_pages(std::uint64_t pages) {
-  options_.dram_pages = pages;
   memory_[model::Memory::kDram].set_budget(pages);
-  planner_.set_capacity(memory_.capacity_pages());
-  changed_ = true;
+  capacity_changed();
 }
 
 void Loop::set_cxl(std::uint64_t pages, std::uint64_t place_bytes_per_s) {
   if (!has_cxl()) return;
   memory_[model::Memory::kCxl].set_budget(pages);
-  planner_.set_capacity(memory_.capacity_pages());
   placer_.set_limit(static_cast<double>(place_bytes_per_s) / kPageBytes);
-  changed_ = true;
+  capacity_changed();
 }
 
 Result<Region*> Loop::install(std::unique_ptr<Region> region) {

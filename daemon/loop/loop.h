@@ -159,6 +159,7 @@ class Loop final : public migrate::Observer {
   void heed_shortages();
   void adopt_frame(migrate::Region& region, std::uint32_t page);
   void set_capacity(model::Memory memory, std::uint64_t pages);
+  void capacity_changed();
   void heed_huge_pages();
   void say_who_waits();
   Status make_memory(migrate::Region& region, std::uint32_t page_count);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <deque>
 
 #include "heat/frequency.h"
@@ -91,10 +90,8 @@ struct Placer::Impl {
   std::vector<Place> pages;
   std::array<std::vector<PageId>, model::kMemoryCount> listed;  // what left is dropped when met
   std::array<std::size_t, model::kMemoryCount> turns{};
-  std::uint64_t in_cxl = 0;
-  std::vector<PageId> hot;    // of CXL memory, used a moment ago
-  std::vector<PageId> moved;  // what that was worth is to be known
-  std::deque<Timed> looks;    // not refunded yet
+  std::vector<PageId> hot;  // of CXL memory, used a moment ago
+  std::deque<Timed> looks;  // not refunded yet
   std::deque<Timed> watched;
   std::size_t again = 0;  // where the round of repeated orders stands
   std::uint64_t again_ns = 0;
@@ -115,10 +112,8 @@ struct Placer::Impl {
   }
   void set_frame(PageId id, bool has_frame, Memory memory) {
     Place& page = pages[id];
-    in_cxl -= has(page.state, kInCxl);
     set(page.state, kHasFrame, has_frame);
     set(page.state, kInCxl, has_frame && memory == Memory::kCxl);
-    in_cxl += has(page.state, kInCxl);
     if (has_frame) list(id);
   }
   // A page of that memory at random, kNoPage when there is none.
@@ -219,7 +214,6 @@ void Placer::region_removed(model::RegionSlot slot) {
   p.frequency.forget(first, count);
   const auto of_region = [first, count](PageId id) { return id - first < count; };
   std::erase_if(p.hot, of_region);
-  std::erase_if(p.moved, of_region);
   std::erase_if(p.looks, [&](const Impl::Timed& look) { return of_region(look.id); });
   std::erase_if(p.watched, [&](const Impl::Timed& watch) { return of_region(watch.id); });
   p.ids.remove(slot);
@@ -235,8 +229,8 @@ void Placer::advise(model::PageRef first, std::uint32_t page_count, Advice advic
     switch (advice) {
       case Advice::kNormal:
       case Advice::kSequential:
-        set(state, kKeepUp | kKeepDown, false);
-        if (has(state, kPinned)) set(state, kKeepUp, true);
+        set(state, kKeepDown, false);
+        set(state, kKeepUp, has(state, kPinned));
         break;
       case Advice::kHot:
         set(state, kKeepDown, false);
@@ -296,8 +290,6 @@ void Placer::moved(model::PageRef ref, Memory memory, std::uint64_t now_ns) {
   if (page.look != 0) {
     p.tell(id, to_ticks(now_ns));
     Impl::begin_look(page, to_ticks(now_ns));
-  } else {
-    p.moved.push_back(id);
   }
   p.watched.push_back({id, to_ticks(now_ns)});
 }
@@ -362,8 +354,6 @@ void Placer::Impl::choose_looks(std::uint64_t now_ns, Places& out) {
     out.looks.push_back(ids.page(id));
     ++stats.looks;
   };
-  for (const PageId id : moved) look(id);
-  moved.clear();
   // Once more at what was just used in CXL memory: one use does not make it hot.
   const double half = look_tokens / 2;
   for (std::size_t i = 0; i < hot.size() && look_tokens > half; ++i) look(hot[i]);

@@ -160,7 +160,7 @@ Migrator::Move* Migrator::begin(Region& region, std::uint32_t page, Kind kind) {
   KV_CHECK(move_of(region, page) == nullptr);
   busy_pages_[move.index * 2U] = busy_key(region, page);
   ++region.moves_in_flight;
-  ++(kind == Kind::kFill ? fills_ : kind == Kind::kPlace ? places_ : demotes_);
+  ++in_flight(kind);
   move.kind = kind;
   move.stage = Move::Stage::kPopulate;
   move.region = &region;
@@ -199,9 +199,7 @@ void Migrator::end(Move& move) {
   std::vector<std::shared_ptr<Countdown>> countdowns = std::move(move.countdowns);
   move.waiters.clear();
   move.countdowns.clear();
-  if (is_filling) --fills_;
-  if (move.kind == Kind::kPlace) --places_;
-  if (move.kind != Kind::kFill && move.kind != Kind::kPlace) --demotes_;
+  if (is_filling || move.kind != Kind::kFill) --in_flight(move.kind);
   const bool discards[] = {std::exchange(move.discard, false),
                            std::exchange(move.discard_from, false)};
   busy_pages_[move.index * 2U] = busy_pages_[move.index * 2U + 1] = kIdle;

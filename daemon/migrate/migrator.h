@@ -197,6 +197,9 @@ class Migrator {
 
   // The move that has the page, its own or copied from; null: none.
   Move* move_of(const Region& region, std::uint32_t page);
+  std::uint32_t& in_flight(Kind kind) {
+    return kind == Kind::kFill ? fills_ : kind == Kind::kPlace ? places_ : demotes_;
+  }
   Move* begin(Region& region, std::uint32_t page, Kind kind);
   void end(Move& move);
 

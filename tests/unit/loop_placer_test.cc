@@ -110,6 +110,9 @@ class Reckoned {
     EXPECT_NE(memory_[page], to);
     memory_[page] = to;
     ++moves_;
+    // Its engine loses its mapping for that.
+    placer_.looked_at({0, page}, now_);
+    if (!looked_[page]) expect_use(page);
     placer_.moved({0, page}, to, now_);
   }
 
