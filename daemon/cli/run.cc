@@ -252,11 +252,9 @@ bool Run::prepare_private() {
                           "--socket",      socket_,
                           "--runtime-dir", runtime_.path(),
                           "--ready-fd",    std::to_string(kInheritedFd)};
-  if (!options_.dram.empty()) {
-    daemon_program_.argv.insert(daemon_program_.argv.end(), {"--dram", options_.dram});
-  }
-  if (!options_.cxl.empty()) {
-    daemon_program_.argv.insert(daemon_program_.argv.end(), {"--cxl", options_.cxl});
+  for (const auto& [option, value] :
+       {std::pair("--dram", options_.dram), std::pair("--cxl", options_.cxl)}) {
+    if (!value.empty()) daemon_program_.argv.insert(daemon_program_.argv.end(), {option, value});
   }
   daemon_program_.detached = true;
   daemon_program_.environment = {{"LD_PRELOAD", preload_without_kvmem(environment("LD_PRELOAD"))},

@@ -26,11 +26,8 @@ std::uint16_t fade(std::uint16_t packed, double steps) {
 
 std::uint16_t Frequency::pack(double value, double least) {
   if (value < least) return 0;
-  random_ ^= random_ << 13;  // xorshift64 (Marsaglia 2003)
-  random_ ^= random_ >> 7;
-  random_ ^= random_ << 17;
-  const double lot = static_cast<double>(random_ >> 11) / 9007199254740992.0;
-  return static_cast<std::uint16_t>(std::min(1 + std::log2(value / least) * kSteps + lot, 65535.0));
+  return static_cast<std::uint16_t>(
+      std::min(1 + std::log2(value / least) * kSteps + random_.unit(), 65535.0));
 }
 
 void Frequency::forget(PageId first, std::uint32_t count) {

@@ -41,6 +41,7 @@
 #include <vector>
 
 #include "heat/page_ids.h"
+#include "heat/random.h"
 
 namespace kvmem::heat {
 
@@ -52,7 +53,7 @@ class Frequency {
 
   // REQUIRES: half_life_ns > 0.
   explicit Frequency(std::uint64_t half_life_ns, std::uint64_t seed = 1)
-      : half_life_ns_(half_life_ns), random_(seed | 1) {}
+      : half_life_ns_(half_life_ns), random_(seed) {}
 
   // Ids below `pages` may be used.
   void resize(std::size_t pages) { pages_.resize(pages); }
@@ -96,7 +97,7 @@ class Frequency {
 
   std::vector<Page> pages_;
   std::uint64_t half_life_ns_;
-  std::uint64_t random_;
+  Random random_;
   std::uint64_t faded_ns_ = 0;  // up to when; 0: not begun
   double all_accesses_ = 0;     // of all pages, faded
   double all_exposure_ns_ = 0;

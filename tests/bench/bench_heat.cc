@@ -44,6 +44,8 @@
 #include <string>
 #include <vector>
 
+#include "heat/random.h"
+
 namespace {
 
 constexpr std::size_t kPage = 2 << 20;
@@ -65,22 +67,7 @@ std::uint64_t now_ns() {
          static_cast<std::uint64_t>(t.tv_nsec);
 }
 
-// splitmix64 (Steele, Lea, Flood 2014).
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next() {
-    std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-  }
-  std::uint32_t below(std::uint32_t bound) { return static_cast<std::uint32_t>(next() % bound); }
-  double unit() { return static_cast<double>(next() >> 11) / 9007199254740992.0; }
-
- private:
-  std::uint64_t state_;
-};
+using kvmem::heat::Random;
 
 std::vector<std::uint32_t> permutation(std::uint32_t count, Random& random) {
   std::vector<std::uint32_t> order(count);

@@ -94,12 +94,7 @@ class LoopCxl : public LoopRegions, public loop::EngineHand {
 TEST_F(LoopCxl, WhatDoesNotFitIntoDramLiesInCxlMemory) {
   Region* region = anonymous(kDram + kCxl);
   View* view = engine_->map(*region);
-  std::size_t wrong = 0;
-  engine_->run([&] {
-    for (std::uint32_t page = 0; page < kDram + kCxl; ++page) fill(*view, page, 1);
-    for (std::uint32_t page = 0; page < kDram + kCxl; ++page) wrong += wrong_words(*view, page, 1);
-  });
-  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(wrong_after_writing(*view, kDram + kCxl), 0U);
   EXPECT_EQ(loop_->migrator().counters().store_write_bytes, 0U);
   expect_consistent(*region);
   EXPECT_EQ(loop_->dram().used_pages(), kDram);
@@ -221,12 +216,7 @@ TEST_F(LoopCxl, ANodeThatIsGoneIsDoneWithout) {
   start_with(kDram, kCxl, os::NodeSet::of(os::NodeSet::kNodesMax - 1));
   Region* region = anonymous();
   View* view = engine_->map(*region);
-  std::size_t wrong = 0;
-  engine_->run([&] {
-    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
-    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
-  });
-  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(wrong_after_writing(*view), 0U);
   EXPECT_EQ(loop_->cxl().used_pages(), 0U);
   EXPECT_LE(loop_->cxl().capacity_pages(), 2U);  // one more a second is tried
   EXPECT_TRUE(loop_->cxl().is_short());

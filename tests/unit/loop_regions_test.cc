@@ -314,12 +314,7 @@ TEST_F(LoopRegions, WithoutAStoreTheBudgetGivesWayAndNothingIsLost) {
   start(0);
   Region* region = anonymous();
   View* view = engine_->map(*region);
-  std::size_t wrong = 0;
-  engine_->run([&] {
-    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
-    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
-  });
-  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(wrong_after_writing(*view), 0U);
   EXPECT_EQ(loop_->migrator().counters().frames_over_budget, kPages - 16);
   EXPECT_EQ(count_state(*region, PageState::kResident), kPages);
 }
@@ -491,12 +486,7 @@ TEST_F(LoopWithoutHugePages, PagesMoveAsideAndKeepTheirBytes) {
   Region* region = region_of_huge_pages();
   ASSERT_NE(region, nullptr);
   View* view = engine_->map(*region);
-  std::size_t wrong = 0;
-  engine_->run([&] {
-    for (std::uint32_t page = 0; page < kPages; ++page) fill(*view, page, 1);
-    for (std::uint32_t page = 0; page < kPages; ++page) wrong += wrong_words(*view, page, 1);
-  });
-  EXPECT_EQ(wrong, 0U);
+  EXPECT_EQ(wrong_after_writing(*view), 0U);
   EXPECT_EQ(aside_pages(*region), kPages);
   EXPECT_EQ(loop_->migrator().counters().pages_aside, kPages);
   EXPECT_GT(loop_->migrator().counters().demotions, 0U);

@@ -87,6 +87,17 @@ class LoopRegions : public ::testing::Test {
     return region.ok() ? *region : nullptr;
   }
 
+  // The engine writes the first `pages` pages, then reads them; how many words are not what it
+  // wrote.
+  std::size_t wrong_after_writing(const View& view, std::uint32_t pages = kPages) {
+    std::size_t wrong = 0;
+    engine_->run([&] {
+      for (std::uint32_t page = 0; page < pages; ++page) fill(view, page, 1);
+      for (std::uint32_t page = 0; page < pages; ++page) wrong += wrong_words(view, page, 1);
+    });
+    return wrong;
+  }
+
   // Forks as a daemon does: `parent`'s engine is held while its copy is made.
   Region* fork_of(View& parent) {
     EXPECT_TRUE(loop_->migrator().hold(parent).ok());
