@@ -423,7 +423,7 @@ bool Migrator::start_fill(Region& region, std::uint32_t page, const Waiting* dem
 
 void Migrator::start_populate(Move& move) {
   move.stage = Move::Stage::kPopulate;
-  move.nodes = memory_[move.region->frame_of(move.page)].nodes();
+  move.nodes = memory_.nodes(move.region->frame_of(move.page));
   move.job.work = [](os::Job* job) {
     Move& m = *static_cast<Move::Part<os::Job>*>(job)->move;
     m.status = m.memory->populate(m.offset(), kPageBytes, m.nodes);

@@ -68,6 +68,14 @@ class MemoryNodes {
     const std::uint64_t capacity = capacity_pages();
     return used < capacity ? capacity - used : 0;
   }
+  // Where a new frame of `memory` is to come from. While CXL memory has no budget and holds nothing
+  // the machine's nodes are one: DRAM is wherever the kernel likes.
+  os::NodeSet nodes(model::Memory memory) const {
+    const MemoryNode& cxl = (*this)[model::Memory::kCxl];
+    const bool is_apart =
+        memory == model::Memory::kCxl || cxl.budget_pages() > 0 || cxl.used_pages() > 0;
+    return is_apart ? (*this)[memory].nodes() : os::NodeSet();
+  }
   // Where the next page goes: into DRAM while it has a frame, or when none has.
   model::Memory next() const {
     const bool dram = (*this)[model::Memory::kDram].free_pages() > 0;

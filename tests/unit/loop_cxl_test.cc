@@ -211,6 +211,18 @@ TEST_F(LoopCxl, PinnedPagesComeUpAndStay) {
   EXPECT_EQ(loop_->migrator().place(*region, kDram, Memory::kCxl).code(), Code::kBusy);
 }
 
+// As without it: huge pages of all nodes are DRAM's.
+TEST_F(LoopCxl, WithoutABudgetAllNodesAreDram) {
+  start_with(kDram, 0, os::NodeSet::of(far_node()));
+  EXPECT_TRUE(loop_->memory().nodes(Memory::kDram).empty());
+  Region* region = anonymous();
+  EXPECT_EQ(wrong_after_writing(*engine_->map(*region)), 0U);
+  EXPECT_EQ(loop_->cxl().used_pages(), 0U);
+  EXPECT_LE(loop_->dram().used_pages(), kDram);
+  loop_->set_cxl(kCxl, 1 << 30);
+  EXPECT_EQ(loop_->memory().nodes(Memory::kDram), os::NodeSet::of(0));
+}
+
 // A node that is not there any more is a node without memory.
 TEST_F(LoopCxl, ANodeThatIsGoneIsDoneWithout) {
   start_with(kDram, kCxl, os::NodeSet::of(os::NodeSet::kNodesMax - 1));
